@@ -1,0 +1,47 @@
+/*
+ * Collectives among the ranks of a gang: `self` (a world of one, no library called), `mpi` (host
+ * buffers); a device backend adds its own.
+ *
+ * Counts are elements. Every call is collective: all ranks, same order, same counts. Reductions
+ * are deterministic: the sum of rank contributions is taken in a fixed binary tree over ranks,
+ * whatever the timing, and every rank gets the same bits.
+ */
+#ifndef RINGMASTER_KERNELS_COMM_H
+#define RINGMASTER_KERNELS_COMM_H
+
+#include <stdint.h>
+
+#include "protocol/status.h"
+
+typedef struct comm comm;
+
+typedef struct comm_ops {
+    const char *name; /* "self", "mpi" */
+    void (*close)(comm *c);
+    CHECK_RESULT status (*all_reduce_float)(comm *c, float *data, int64_t count, errbuf *err);
+    CHECK_RESULT status (*all_reduce_int64)(comm *c, int64_t *data, int64_t count, errbuf *err);
+    /* all[r * bytes ..] = mine of rank r */
+    CHECK_RESULT status (*all_gather)(comm *c, const void *mine, int64_t bytes, void *all,
+                                      errbuf *err);
+    CHECK_RESULT status (*broadcast)(comm *c, void *data, int64_t bytes, int root, errbuf *err);
+    CHECK_RESULT status (*barrier)(comm *c, errbuf *err);
+    /* Ends the whole world at once with this exit code; for errors that one rank cannot share. */
+    void (*abort)(comm *c, int exit_code) __attribute__((noreturn));
+} comm_ops;
+
+struct comm {
+    const comm_ops *ops;
+    int rank, size;             /* in the gang */
+    int local_rank, local_size; /* among the gang's ranks on this host */
+};
+
+/* `self` where this process was not launched as one of several, else `mpi` (comm_registry.c). A
+ * launcher without support built in is STATUS_ENVIRONMENT and says what to install. */
+CHECK_RESULT status comm_open(comm **ret_comm, errbuf *err);
+void comm_close(comm **c); /* NULL-safe */
+
+/* Agrees on one status: every rank gets the status and line of the lowest rank that has one, with
+ * "rank r: " in front where size > 1. For start-up; a step uses the control word. */
+CHECK_RESULT status comm_agree(comm *c, status mine, errbuf *err);
+
+#endif
