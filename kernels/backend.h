@@ -168,6 +168,7 @@ typedef struct sgd_params {
 typedef struct backend_ops {
     const char *name; /* "reference", "cpu", "cuda" */
     const char *help; /* one line */
+    bool host_memory; /* its addresses are host addresses: collectives may work on them */
 
     /* Tells whether the machine can run it (ISA, device present). */
     bool (*available)(void);
