@@ -69,9 +69,9 @@ void ring_map_fini(ring_map *map); /* NULL-safe, idempotent */
 
 /* Ring element of weight j < m, its sign (+1.0f or -1.0f), both in one table entry (index with the
  * sign in bit 31). Defined in ring_map_inline.h. */
-static inline uint32_t ring_map_index(const ring_map *map, uint32_t j);
-static inline float ring_map_sign(const ring_map *map, uint32_t j);
-static inline uint32_t ring_map_entry(const ring_map *map, uint32_t j);
+RING_INLINE uint32_t ring_map_index(const ring_map *map, uint32_t j);
+RING_INLINE float ring_map_sign(const ring_map *map, uint32_t j);
+RING_INLINE uint32_t ring_map_entry(const ring_map *map, uint32_t j);
 
 /* Entries of positions first .. first+count-1, with all OpenMP threads; same bits for any number
  * of them. */
