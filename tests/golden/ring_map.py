@@ -3,6 +3,8 @@
 feistel.h, ring_map_inline.h) and not from the C code: prints the test vectors that the C tests
 hold as literal numbers. Needs nothing but Python 3."""
 
+import math
+
 MASK = 0xFFFFFFFF
 TILE = 2048
 SHUFFLE, REST, SIGN, RANDOM, SPAN, TILE_INSIDE, TILE_REST, INIT = range(1, 9)
@@ -100,6 +102,18 @@ class RingMap:
         return self.index(j) | (0x80000000 if self.sign(j) < 0 else 0)
 
 
+def init_values(seed, ring, n):
+    """W / sigma, in double."""
+    key, values = subseed(seed, ring, INIT)[:2], []
+    for k in range((n + 1) // 2):
+        b = philox([k, 0, 0, 0], key)
+        u = (((b[0] << 32 | b[1]) >> 11) + 1) / 2**53
+        angle = 2 * math.pi * ((b[2] << 32 | b[3]) >> 11) / 2**53
+        radius = math.sqrt(-2 * math.log(u))
+        values += [radius * math.cos(angle), radius * math.sin(angle)]
+    return values[:n]
+
+
 def main():
     print("feistel: seed 1, ring 0, purpose 1, instance 0, images of 0..7")
     for size in (1, 10, 64, 65, 2048, 11157504, 2**31 - 1):
@@ -123,6 +137,8 @@ def main():
         ring_map = RingMap(kind, m, n, seed, ring)
         entries = ", ".join(f"{ring_map.entry(i * (m - 1) // 7):#010x}" for i in range(8))
         print(f'    {kind}, m {m}, n {n}, seed {seed:#x}, ring {ring}:\n        {entries}')
+    print("initial values: sigma 1, seed 5, ring 2, elements 0..6")
+    print("    " + ", ".join(f"{v:.9f}" for v in init_values(5, 2, 7)))
 
 
 if __name__ == "__main__":
