@@ -185,7 +185,8 @@ enum spec_flags {
     SPEC_SWEEPABLE = 1,
     SPEC_AFFECTS_RESULTS = 2, /* part of the job id and of the checkpoint's metadata */
     SPEC_LOWER_OPEN = 4,      /* min itself is not allowed */
-    SPEC_REQUIRED = 8,
+    SPEC_UPPER_OPEN = 8,      /* max itself is not allowed */
+    SPEC_LABEL = 16,          /* a string of letters, digits, '.', '_', '-', not empty */
 };
 
 /* One row of the table. */
@@ -194,7 +195,7 @@ typedef struct spec_field {
     spec_type type;
     size_t offset;            /* in struct spec */
     double min, max;          /* numbers */
-    const char *preset;       /* the default as JSON text */
+    const char *preset;       /* the default as JSON text; NULL = none: zero, not shown in a dump */
     const char *const *names; /* SPEC_ENUM: NULL-ended, in enum order */
     const char *help;
     unsigned flags;
