@@ -212,8 +212,9 @@ typedef struct backend_ops {
      * run_lanes; uses all threads. */
     CHECK_RESULT status (*weights_expand)(backend_weights *w, const float *params);
     /* grad[e] = sum over all uses of element e, in ascending position, of scale * sign * dW, for
-     * every e that a ring or direct kernel covers; other elements are not touched. From the
-     * gradients that lane `lane`'s convs left. */
+     * every e that a ring or direct kernel covers (a ring covers all its N elements: one that no
+     * weight uses gets 0); other elements are not touched. From the gradients that lane `lane`'s
+     * convs left. */
     CHECK_RESULT status (*weights_reduce)(backend_weights *w, int lane, float *grad);
     /* For tests, filters and export: kernel's weights (or lane's gradient) in O,I,H,W order. */
     CHECK_RESULT status (*weights_read)(backend_weights *w, int kernel, float *oihw);
@@ -283,6 +284,9 @@ typedef struct backend_ops {
 
     /* -- elementwise over native tensors and vectors; n in elements (of tensor_bytes / 4) -- */
     CHECK_RESULT status (*add)(backend *be, int64_t n, const float *a, const float *b, float *y);
+    /* y = keep * y + take * x */
+    CHECK_RESULT status (*blend)(backend *be, int64_t n, float *y, float keep, const float *x,
+                                 float take);
     CHECK_RESULT status (*sgd)(backend *be, int64_t n, float *p, const float *grad, float *v,
                                const sgd_params *params);
     /* *ret_finite = every one of n values is finite */
