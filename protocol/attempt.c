@@ -94,7 +94,7 @@ static int rank_compare(const void *a, const void *b)
 }
 
 /* Two ranks of one place would write one progress record and pin to one device. */
-static status check_local_ranks(const attempt *a, const char *source, errbuf *err)
+static status check_local_ranks(const attempt_file *a, const char *source, errbuf *err)
 {
     const attempt_rank **sorted = calloc((size_t)a->ranks, sizeof(*sorted));
     if (!sorted)
@@ -127,7 +127,7 @@ static status read_folder(const cJSON *json, const char *name, const char *where
     return string_copy(text, folder, err);
 }
 
-static status read_attempt(const cJSON *json, const char *source, attempt *a, errbuf *err)
+static status read_attempt(const cJSON *json, const char *source, attempt_file *a, errbuf *err)
 {
     char where[MAX_WHERE];
     const char *job;
@@ -162,12 +162,12 @@ static status read_attempt(const cJSON *json, const char *source, attempt *a, er
     return check_local_ranks(a, source, err);
 }
 
-status attempt_parse(const char *text, size_t length, const char *source, attempt *ret_attempt,
+status attempt_parse(const char *text, size_t length, const char *source, attempt_file *ret_attempt,
                      errbuf *err)
 {
     cJSON *json = NULL;
     TRY(json_parse(text, length, source, &json, err));
-    attempt a = {0};
+    attempt_file a = {0};
     status st = read_attempt(json, source, &a, err);
     cJSON_Delete(json);
     if (st != STATUS_OK) {
@@ -178,7 +178,7 @@ status attempt_parse(const char *text, size_t length, const char *source, attemp
     return STATUS_OK;
 }
 
-status attempt_load(const char *path, attempt *ret_attempt, errbuf *err)
+status attempt_load(const char *path, attempt_file *ret_attempt, errbuf *err)
 {
     char *text = NULL;
     size_t length = 0;
@@ -188,7 +188,7 @@ status attempt_load(const char *path, attempt *ret_attempt, errbuf *err)
     return st;
 }
 
-void attempt_fini(attempt *a)
+void attempt_fini(attempt_file *a)
 {
     if (!a)
         return;
@@ -202,7 +202,7 @@ void attempt_fini(attempt *a)
     memset(a, 0, sizeof *a);
 }
 
-int attempt_local_ranks(const attempt *a, int rank)
+int attempt_local_ranks(const attempt_file *a, int rank)
 {
     ASSERT(rank >= 0 && rank < a->ranks);
     int count = 0;

@@ -28,7 +28,7 @@ typedef struct attempt_rank {
     int device; /* of the host; -1 = a CPU seat (absent or null in the file) */
 } attempt_rank;
 
-typedef struct attempt {
+typedef struct attempt_file {
     char job[ATTEMPT_JOB_SIZE];
     int64_t number; /* 1, 2, … within the job: "attempt" in the file */
     int64_t fence;
@@ -36,17 +36,17 @@ typedef struct attempt {
     char *host_folder; /* host_dir, absolute, host-local */
     attempt_rank *rank;
     int ranks;
-} attempt;
+} attempt_file;
 
 /* Reads {job, attempt, fence, attempt_dir, host_dir, ranks: [{host, local_rank, cores, device}]}.
  * Checked: every field, absolute folders, and that the local ranks of each host are 0, 1, 2, …
  * without holes or doubles. Unknown members are left alone: a newer agent may say more. */
-CHECK_RESULT status attempt_load(const char *path, attempt *ret_attempt, errbuf *err);
+CHECK_RESULT status attempt_load(const char *path, attempt_file *ret_attempt, errbuf *err);
 CHECK_RESULT status attempt_parse(const char *text, size_t length, const char *source,
-                                  attempt *ret_attempt, errbuf *err);
-void attempt_fini(attempt *a); /* NULL-safe, idempotent */
+                                  attempt_file *ret_attempt, errbuf *err);
+void attempt_fini(attempt_file *a); /* NULL-safe, idempotent */
 /* Ranks on the host of rank `rank`. */
-int attempt_local_ranks(const attempt *a, int rank);
+int attempt_local_ranks(const attempt_file *a, int rank);
 
 /* "<job>.<attempt>.<fence>": the value of RINGMASTER_ATTEMPT, and its reading. */
 void attempt_format_tag(const char *job, int64_t number, int64_t fence, char ret[ATTEMPT_TAG_SIZE]);
