@@ -1,0 +1,65 @@
+/*
+ * Random choices of the data path: streams of Philox words, each named by (seed, purpose, a, b)
+ * and by nothing else, so that any thread of any rank draws the same.
+ *
+ * counter = { block, a, b, 0x44415400 | purpose }, key = { seed low, seed high }; a stream's words
+ * are those of blocks 0, 1, 2, … in order. The constant ("DAT") keeps it apart from the ring maps,
+ * which draw from the same generator.
+ */
+#ifndef RINGMASTER_TRAINER_DATA_RANDOM_H
+#define RINGMASTER_TRAINER_DATA_RANDOM_H
+
+#include <stdint.h>
+
+#include "kernels/philox.h"
+
+enum random_purpose {
+    RANDOM_AUGMENT = 1,   /* a = sample, b = epoch */
+    RANDOM_SYNTHETIC = 2, /* a = index, b = split */
+    RANDOM_ORDER = 0xD0,  /* of feistel_make: ring = epoch */
+    RANDOM_SUBSET = 0xD1, /* of feistel_make */
+};
+
+typedef struct random_stream {
+    uint32_t key[2], a, b, purpose, block;
+    philox_block words;
+    int left; /* words of the block not yet drawn */
+} random_stream;
+
+static inline random_stream random_open(uint64_t seed, enum random_purpose purpose, uint32_t a,
+                                        uint32_t b)
+{
+    return (random_stream){.key = {(uint32_t)seed, (uint32_t)(seed >> 32)},
+                           .a = a,
+                           .b = b,
+                           .purpose = 0x44415400u | (uint32_t)purpose};
+}
+
+static inline uint32_t random_word(random_stream *s)
+{
+    if (s->left == 0) {
+        s->words = philox4x32(s->block++, s->a, s->b, s->purpose, s->key[0], s->key[1]);
+        s->left = 4;
+    }
+    return s->words.word[4 - s->left--];
+}
+
+/* Uniform in [0, n), n >= 1; the bias of n / 2^32 is of no account here. */
+static inline uint32_t random_below(random_stream *s, uint32_t n)
+{
+    return (uint32_t)((uint64_t)random_word(s) * n >> 32);
+}
+
+/* Uniform in [low, high], integers. */
+static inline int random_between(random_stream *s, int low, int high)
+{
+    return low + (int)random_below(s, (uint32_t)(high - low) + 1);
+}
+
+/* Uniform in [0, 1). */
+static inline double random_unit(random_stream *s)
+{
+    return random_word(s) * 0x1p-32;
+}
+
+#endif
