@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#undef errbuf_set
 status errbuf_set(errbuf *err, status code, const char *format, ...)
 {
     if (err && err->text[0] == '\0') {

@@ -36,6 +36,11 @@ typedef struct errbuf {
 status errbuf_set(errbuf *err, status code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+#ifdef __clang_analyzer__
+/* It does not see into other files: without this, every failure might be a success to it. */
+#define errbuf_set(err, code, ...) ((void)(errbuf_set)((err), (code), __VA_ARGS__), (code))
+#endif
+
 /* Puts "context: " in front of the line that is there. Does nothing where none is set. */
 void errbuf_prefix(errbuf *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

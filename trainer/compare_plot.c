@@ -19,8 +19,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-extern char **environ;
-
 /* Puts a name into a data line: letters, digits, and punctuation that is harmless in quotes. */
 static void print_name(const char *name, FILE *out)
 {
