@@ -1,6 +1,11 @@
 /*
- * Checkpoints: safetensors files that hold all that the bits of a run depend on (FORMATS 4), and
- * the run folder that they lie in (FORMATS 3).
+ * Checkpoints: safetensors files that hold all that the bits of a run depend on (FORMATS 4):
+ *
+ *   tensors, F32: `ring.<name>`; direct parameters by torchvision's names; `<norm>.running_mean`
+ *   and `.running_var`; `optim.<state>.<tensor>` for each of them that is trained.
+ *   metadata: best {epoch, step, top1}, data_hash, epoch, format, format_version, map_version,
+ *   next_seq, plan, results, slots [{name, offset, ring, shape}], step, train {count, loss, top1,
+ *   top5}, and the seal of safetensors.h.
  */
 #ifndef RINGMASTER_TRAINER_CHECKPOINT_H
 #define RINGMASTER_TRAINER_CHECKPOINT_H
@@ -17,6 +22,9 @@ typedef struct train_state {
     int64_t next_seq; /* of the first record after it */
     double best_top1; /* -1 = none yet */
     int64_t best_step, best_epoch;
+    /* sums over the images trained on so far in the epoch in progress; 0 at its start */
+    double train_loss;
+    int64_t train_count, train_top1, train_top5;
 } train_state;
 
 /* One optimiser state: a named vector as long as the parameter vector ("momentum"). */
@@ -42,9 +50,11 @@ typedef struct checkpoint {
 CHECK_RESULT status checkpoint_write(const checkpoint *c, const char *path, errbuf *err);
 
 /* Reads into arrays that the caller has sized for `c->net`; verifies format and map version, slot
- * table, names, shapes and the checksum. Replaces results and plan (freed by checkpoint_fini).
- * Truncated or damaged: STATUS_BAD_INPUT, the line says what and where. Whether results, plan and
- * data hash are the right ones is the caller's to judge (checkpoint_compare). */
+ * table, names, shapes and the hashes; the arrays are written after that. With `optims` 0 the
+ * file's optimiser states are passed over (eval). Replaces results and plan (freed by
+ * checkpoint_fini). Truncated or damaged: STATUS_BAD_INPUT, the line says what and where.
+ * Whether results, plan and data hash are the right ones is the caller's to judge
+ * (checkpoint_compare). */
 CHECK_RESULT status checkpoint_read(checkpoint *c, const char *path, errbuf *err);
 void checkpoint_fini(checkpoint *c); /* frees results and plan only */
 
@@ -55,9 +65,16 @@ typedef struct checkpoint_head {
     char data_hash[65];
 } checkpoint_head;
 CHECK_RESULT status checkpoint_read_head(const char *path, checkpoint_head *ret, errbuf *err);
+/* The same, once every byte of the file has been compared with its hashes (read_head alone reads
+ * and verifies the header). */
+CHECK_RESULT status checkpoint_verify(const char *path, checkpoint_head *ret, errbuf *err);
 void checkpoint_head_fini(checkpoint_head *h);
 
 /* STATUS_BAD_INPUT naming each field that differs between the job's and the file's. */
 CHECK_RESULT status checkpoint_compare(const char *results, const char *data_hash,
                                        const checkpoint_head *file, const char *path, errbuf *err);
+
+/* What spec_diff_results says, on one line for a message: the first few fields, cut to `size`. */
+void checkpoint_fold_diff(const char *lines, char *ret_text, size_t size);
+
 #endif

@@ -5,6 +5,7 @@
 #ifndef RINGMASTER_TRAINER_RUN_FOLDER_H
 #define RINGMASTER_TRAINER_RUN_FOLDER_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "protocol/status.h"
@@ -38,7 +39,8 @@ CHECK_RESULT status run_folder_find_checkpoint(const run_folder *f, char **ret_p
                                                int64_t *ret_attempt, checkpoint_head *ret_head,
                                                char **ret_notes, errbuf *err);
 
-/* run.json; result.json; both atomically. Takes nothing: the caller deletes `json`. */
+/* run.json; result.json; both atomically, job and attempt put in front. Takes nothing: the caller
+ * deletes `json`. result.json comes last: it syncs metrics.jsonl first. */
 CHECK_RESULT status run_folder_write_run(run_folder *f, const struct cJSON *json, errbuf *err);
 CHECK_RESULT status run_folder_write_result(run_folder *f, const struct cJSON *json, errbuf *err);
 
@@ -59,10 +61,19 @@ CHECK_RESULT status run_folder_link(const run_folder *f, const char *last, const
                                     errbuf *err);
 
 /* The merged log of a run folder to a stream: attempts in order, following resumed_from
- * (ringtrain metrics). A torn last line is left out. */
+ * (ringtrain metrics). The newest attempt that has a run.json and those that it descends from;
+ * what an attempt wrote after the checkpoint that the next one resumed from is left out, and so is
+ * a torn last line. Any other damage: STATUS_BAD_INPUT naming file:line. */
 CHECK_RESULT status run_folder_print_metrics(const char *path, void *file, errbuf *err);
 
 /* Where the best checkpoint so far lies, over all attempts; NULL = none. Caller frees. */
 CHECK_RESULT status run_folder_find_step(const run_folder *f, int64_t step, char **ret_path,
                                          errbuf *err);
+
+/* Numbers of the attempts in a run folder, ascending; the caller frees. */
+CHECK_RESULT status run_folder_attempts(const char *path, int64_t **ret_attempts, size_t *ret_count,
+                                        errbuf *err);
+/* An attempt's run.json; NULL where there is none. The caller deletes it. */
+CHECK_RESULT status run_folder_read_run(const char *path, int64_t attempt, struct cJSON **ret_run,
+                                        errbuf *err);
 #endif
