@@ -65,9 +65,33 @@ static status choose(const char *name, const backend_ops **ret_ops, errbuf *err)
     return STATUS_OK;
 }
 
+/* What every training step needs; ops of single layers are asked for by the nets that use them. */
+static status require_core(const backend_ops *ops, errbuf *err)
+{
+    const struct {
+        const char *name;
+        bool is_there;
+    } core[] = {
+        {"memory", ops->alloc && ops->release && ops->upload && ops->download && ops->zero},
+        {"tensors", ops->tensor_bytes && ops->pack && ops->unpack},
+        {"lanes", ops->run_lanes},
+        {"weights", ops->weights_create && ops->weights_destroy && ops->weights_commit &&
+                        ops->weights_bytes && ops->weights_expand && ops->weights_reduce},
+        {"loss", ops->loss_create && ops->loss_destroy && ops->loss_run},
+        {"update", ops->add && ops->blend && ops->sgd && ops->all_finite},
+        {"exact sums", ops->exact_accumulate && ops->exact_to_float},
+    };
+    for (size_t i = 0; i < sizeof core / sizeof *core; i++)
+        if (!core[i].is_there)
+            return errbuf_set(err, STATUS_ENVIRONMENT, "backend %s lacks ops: %s", ops->name,
+                              core[i].name);
+    return STATUS_OK;
+}
+
 status backend_open(const char *name, const backend_options *options, backend **ret_be, errbuf *err)
 {
     const backend_ops *ops = NULL;
     TRY(choose(name, &ops, err));
+    TRY(require_core(ops, err));
     return ops->open(options, ret_be, err);
 }

@@ -40,7 +40,7 @@ static status self_barrier(comm *c, errbuf *err)
     return STATUS_OK;
 }
 
-static void self_abort(comm *c, int exit_code)
+__attribute__((noreturn)) static void self_abort(comm *c, int exit_code)
 {
     (void)c;
     _Exit(exit_code);

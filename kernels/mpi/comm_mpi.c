@@ -153,7 +153,7 @@ static status mpi_barrier(comm *c, errbuf *err)
     return from_mpi(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier", err);
 }
 
-static void mpi_abort(comm *c, int exit_code)
+__attribute__((noreturn)) static void mpi_abort(comm *c, int exit_code)
 {
     (void)c;
     MPI_Abort(MPI_COMM_WORLD, exit_code);

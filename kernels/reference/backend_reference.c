@@ -192,6 +192,7 @@ const backend_ops backend_reference = {
     .loss_destroy = reference_loss_destroy,
     .loss_run = reference_loss_run,
     .add = reference_add,
+    .blend = reference_blend,
     .sgd = reference_sgd,
     .all_finite = reference_all_finite,
     .exact_accumulate = reference_exact_accumulate,

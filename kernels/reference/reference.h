@@ -116,6 +116,8 @@ CHECK_RESULT status reference_loss_run(backend_loss *l, const float *logits, con
                                        int valid, float scale, float *dlogits, loss_sums *ret_sums);
 
 CHECK_RESULT status reference_add(backend *be, int64_t n, const float *a, const float *b, float *y);
+CHECK_RESULT status reference_blend(backend *be, int64_t n, float *y, float keep, const float *x,
+                                    float take);
 CHECK_RESULT status reference_sgd(backend *be, int64_t n, float *p, const float *grad, float *v,
                                   const sgd_params *params);
 CHECK_RESULT status reference_all_finite(backend *be, int64_t n, const float *x, bool *ret_finite);

@@ -14,6 +14,14 @@ status reference_add(backend *be, int64_t n, const float *a, const float *b, flo
     return STATUS_OK;
 }
 
+status reference_blend(backend *be, int64_t n, float *y, float keep, const float *x, float take)
+{
+    (void)be;
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (float)((double)keep * y[i] + (double)take * x[i]);
+    return STATUS_OK;
+}
+
 status reference_sgd(backend *be, int64_t n, float *p, const float *grad, float *v,
                      const sgd_params *s)
 {

@@ -1,0 +1,311 @@
+/* Sessions; see session.h. */
+#include "trainer/session.h"
+
+#include <cjson/cJSON.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "protocol/file.h"
+#include "protocol/json.h"
+#include "trainer/net/builders.h"
+#include "trainer/net/memory_plan.h"
+#include "trainer/plan.h"
+
+#define EXACT_MAX_SHARDS    64
+#define EXACT_DEFAULT_SHARD 32
+#define LOADER_MIN_DEPTH    4
+
+/* ---- resolving ---- */
+
+/* Exact mode's default: the largest divisor of the batch up to 32 or, where that makes more than
+ * 64 shards, the smallest that does not. */
+static int64_t default_exact_shard(int64_t batch)
+{
+    int64_t shard = batch < EXACT_DEFAULT_SHARD ? batch : EXACT_DEFAULT_SHARD;
+    while (batch % shard != 0)
+        shard--;
+    while (batch / shard > EXACT_MAX_SHARDS || batch % shard != 0)
+        shard++;
+    return shard;
+}
+
+static status resolve_shard(spec *s, errbuf *err)
+{
+    int64_t batch = s->train.batch, workers = s->resources.workers;
+    if (s->train.shard == 0 && s->train.exact)
+        s->train.shard = default_exact_shard(batch);
+    if (s->train.shard == 0) {
+        if (batch % workers != 0)
+            return errbuf_set(err, STATUS_BAD_INPUT,
+                              "train.batch %lld cannot be divided among %lld ranks: use a batch "
+                              "that is a multiple of %lld",
+                              (long long)batch, (long long)workers, (long long)workers);
+        s->train.shard = batch / workers;
+    }
+    int64_t shard = s->train.shard;
+    if (batch % shard != 0)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "train.shard %lld does not divide train.batch %lld", (long long)shard,
+                          (long long)batch);
+    if ((batch / shard) % workers != 0)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "%lld shards (train.batch %lld / train.shard %lld) cannot be divided "
+                          "among %lld ranks: use a number of ranks that divides %lld, or another "
+                          "train.shard",
+                          (long long)(batch / shard), (long long)batch, (long long)shard,
+                          (long long)workers, (long long)(batch / shard));
+    if (s->train.exact && batch / shard > EXACT_MAX_SHARDS)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "train.exact allows %d shards, train.batch %lld / train.shard %lld makes "
+                          "%lld: raise train.shard",
+                          EXACT_MAX_SHARDS, (long long)batch, (long long)shard,
+                          (long long)(batch / shard));
+    return STATUS_OK;
+}
+
+/* Replaces an owned path by its absolute form. */
+static status make_absolute(char **path, errbuf *err)
+{
+    char *absolute = NULL;
+    TRY(file_absolute(*path, &absolute, err));
+    free(*path);
+    *path = absolute;
+    return STATUS_OK;
+}
+
+static status resolve_paths(spec *s, errbuf *err)
+{
+    if (s->out[0] == '\0') {
+        char text[512];
+        snprintf(text, sizeof text, "runs/%s", s->name);
+        char *copy = NULL;
+        TRY(string_copy(text, &copy, err));
+        free(s->out);
+        s->out = copy;
+    }
+    TRY(make_absolute(&s->out, err));
+    if (s->data.path[0] != '\0')
+        TRY(make_absolute(&s->data.path, err));
+    return STATUS_OK;
+}
+
+status session_resolve_spec(spec *s, int world, int threads, errbuf *err)
+{
+    TRY(spec_validate(s, err));
+    TRY(resolve_paths(s, err));
+    if (s->train.precision != PRECISION_FP32)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "train.precision: the backends of this machine compute in fp32 only");
+    if (s->resources.workers == 0)
+        s->resources.workers = world;
+    if (s->resources.workers != world)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "resources.workers is %lld, but %d rank%s launched: use mpirun -np %lld",
+                          (long long)s->resources.workers, world, world == 1 ? " is" : "s are",
+                          (long long)s->resources.workers);
+    s->resources.threads = threads;
+    TRY(resolve_shard(s, err));
+    TRY(spec_resolve_data(s, err));
+    return spec_resolve_rings(s, err);
+}
+
+/* Rank 0 reads the data for its hash; the others wait. */
+static status make_ids(session *s, errbuf *err)
+{
+    status st = STATUS_OK;
+    if (s->comm->rank == 0)
+        st = dataset_hash(&s->spec, s->data_hash, err);
+    TRY(comm_agree(s->comm, st, err));
+    TRY(s->comm->ops->broadcast(s->comm, s->data_hash, sizeof s->data_hash, 0, err));
+    return comm_agree(s->comm, spec_job_id(&s->spec, s->data_hash, s->job_id, err), err);
+}
+
+status session_begin(session *s, const spec *given, int threads, comm *c, progress *p, errbuf *err)
+{
+    s->comm = c;
+    s->progress = p;
+    s->threads = threads;
+    status st = spec_copy(given, &s->spec, err);
+    s->has_spec = st == STATUS_OK;
+    if (st == STATUS_OK)
+        st = session_resolve_spec(&s->spec, c->size, threads, err);
+    TRY(comm_agree(c, st, err));
+    return make_ids(s, err);
+}
+
+/* ---- data ---- */
+
+static void report_reading(void *ctx, int64_t done, int64_t total)
+{
+    progress_phase(ctx, "reading images", done, total);
+}
+
+static status open_sets(session *s, bool training, errbuf *err)
+{
+    TRY(dataset_open(&s->spec, SPLIT_EVAL, report_reading, s->progress, &s->eval_set, err));
+    if (!training)
+        return STATUS_OK;
+    TRY(dataset_open(&s->spec, SPLIT_TRAIN, report_reading, s->progress, &s->train_set, err));
+    dataset_info info;
+    dataset_describe(s->train_set, &info);
+    s->steps_per_epoch = info.count / s->spec.train.batch;
+    if (s->steps_per_epoch == 0)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "train.batch %lld is larger than the training set (%lld images): lower "
+                          "it",
+                          (long long)s->spec.train.batch, (long long)info.count);
+    return STATUS_OK;
+}
+
+status session_open_data(session *s, bool training, errbuf *err)
+{
+    return comm_agree(s->comm, open_sets(s, training, err), err);
+}
+
+static status create_loader(session *s, dataset *set, data_split split, bool clean, loader **ret,
+                            errbuf *err)
+{
+    const spec *sp = &s->spec;
+    loader_options o = {
+        .set = set,
+        .split = split,
+        .clean = clean,
+        .size = (int)sp->data.size,
+        .augment = sp->data.augment,
+        .normalise = sp->data.normalise,
+        .on_error = sp->data.on_error,
+        .seed = sp->train.seed,
+        .batch = sp->train.batch,
+        .shard = sp->train.shard,
+        .rank = s->comm->rank,
+        .world = s->comm->size,
+        .threads = (int)sp->data.workers,
+        .depth = 2 * s->lanes > LOADER_MIN_DEPTH ? 2 * s->lanes : LOADER_MIN_DEPTH,
+    };
+    return loader_create(&o, ret, err);
+}
+
+static status create_loaders(session *s, errbuf *err)
+{
+    TRY(create_loader(s, s->eval_set, SPLIT_EVAL, true, &s->eval, err));
+    if (!s->train_set)
+        return STATUS_OK;
+    TRY(create_loader(s, s->train_set, SPLIT_TRAIN, false, &s->train, err));
+    if (s->spec.train.train_eval)
+        TRY(create_loader(s, s->train_set, SPLIT_TRAIN, true, &s->clean, err));
+    return STATUS_OK;
+}
+
+/* ---- compute ---- */
+
+static status open_backend(session *s, const char *plan, bool tune, errbuf *err)
+{
+    cJSON *json = NULL;
+    if (plan)
+        TRY(json_parse(plan, strlen(plan), "plan", &json, err));
+    const spec *sp = &s->spec;
+    int shards = (int)(sp->train.batch / sp->train.shard) / s->comm->size;
+    s->lanes = 1;
+    if (sp->train.exact)
+        s->lanes = s->threads < shards ? s->threads : shards;
+    backend_options options = {
+        .threads = s->threads,
+        .lanes = s->lanes,
+        .device = s->comm->local_rank,
+        .tune = tune,
+        .plan = json,
+    };
+    const char *name = spec_find_field("backend.name")->names[sp->backend.name];
+    status st = backend_open(name, &options, &s->be, err);
+    cJSON_Delete(json);
+    return st;
+}
+
+static status open_step(session *s, const char *plan, bool tune, bool training, errbuf *err)
+{
+    TRY(open_backend(s, plan, tune, err));
+    stepper_options options = {
+        .spec = &s->spec,
+        .net = s->net,
+        .be = s->be,
+        .comm = s->comm,
+        .lanes = s->lanes,
+        .training = training,
+    };
+    return stepper_create(&options, &s->step, err);
+}
+
+/* Rank 0 times the algorithms, the others follow its plan. */
+static status open_tuned(session *s, bool training, errbuf *err)
+{
+    char *plan = NULL;
+    status st = STATUS_OK;
+    if (s->comm->rank == 0) {
+        st = open_step(s, NULL, true, training, err);
+        if (st == STATUS_OK)
+            st = plan_describe(s->be, s->comm, s->spec.train.exact, &plan, err);
+    }
+    st = comm_agree(s->comm, st, err);
+    if (st == STATUS_OK)
+        st = plan_share(s->comm, &plan, err);
+    if (st == STATUS_OK && s->comm->rank != 0)
+        st = open_step(s, plan, false, training, err);
+    free(plan);
+    return st;
+}
+
+static status open_planned(session *s, const char *plan, bool training, errbuf *err)
+{
+    const char *word = s->spec.backend.plan;
+    if (plan)
+        return open_step(s, plan, false, training, err);
+    if (strcmp(word, "default") == 0)
+        return open_step(s, NULL, false, training, err);
+    if (strcmp(word, "tune") == 0)
+        return open_tuned(s, training, err);
+    char *text = NULL;
+    status st = STATUS_OK;
+    if (s->comm->rank == 0)
+        st = plan_load(word, &text, err);
+    st = comm_agree(s->comm, st, err);
+    if (st == STATUS_OK)
+        st = plan_share(s->comm, &text, err);
+    if (st == STATUS_OK)
+        st = open_step(s, text, false, training, err);
+    free(text);
+    return st;
+}
+
+status session_open_compute(session *s, const char *plan, bool training, errbuf *err)
+{
+    status st = net_build(&s->spec, &s->net, err);
+    if (st == STATUS_OK)
+        st = memory_check_net(s->net, 1, s->comm->local_size, err);
+    TRY(comm_agree(s->comm, st, err));
+    st = open_planned(s, plan, training, err);
+    if (st == STATUS_OK)
+        st = plan_describe(s->be, s->comm, s->spec.train.exact, &s->plan, err);
+    if (st == STATUS_OK)
+        st = create_loaders(s, err);
+    return comm_agree(s->comm, st, err);
+}
+
+void session_close(session *s)
+{
+    if (!s)
+        return;
+    loader_destroy(&s->train);
+    loader_destroy(&s->eval);
+    loader_destroy(&s->clean);
+    stepper_destroy(&s->step);
+    if (s->be)
+        s->be->ops->close(s->be);
+    net_destroy(&s->net);
+    dataset_close(&s->train_set);
+    dataset_close(&s->eval_set);
+    free(s->plan);
+    if (s->has_spec)
+        spec_fini(&s->spec);
+    memset(s, 0, sizeof *s);
+}

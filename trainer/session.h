@@ -1,0 +1,47 @@
+/*
+ * A session: everything that a command works with for one job, opened in order and closed in
+ * reverse: the resolved spec, its ids, data, net, backend, training step, loaders. Every function
+ * that opens is collective: all ranks succeed, or all get the lowest failing rank's line.
+ */
+#ifndef RINGMASTER_TRAINER_SESSION_H
+#define RINGMASTER_TRAINER_SESSION_H
+
+#include "kernels/backend.h"
+#include "kernels/comm.h"
+#include "protocol/spec.h"
+#include "trainer/data/loader.h"
+#include "trainer/progress.h"
+#include "trainer/step.h"
+
+typedef struct session {
+    spec spec; /* resolved */
+    bool has_spec;
+    comm *comm;         /* borrowed */
+    progress *progress; /* borrowed */
+    int threads, lanes;
+    char data_hash[65], job_id[33];
+    dataset *train_set, *eval_set;
+    net *net;
+    backend *be;
+    stepper *step;
+    char *plan; /* canonical JSON */
+    loader *train, *eval, *clean;
+    int64_t steps_per_epoch;
+} session;
+
+/* Resolves a spec for this world (FORMATS 1): data, rings, workers, threads, shard, seeds, paths.
+ * `world` = ranks, `threads` > 0. Needs no other rank. */
+CHECK_RESULT status session_resolve_spec(spec *s, int world, int threads, errbuf *err);
+
+/* Copies and resolves the spec, hashes the data (rank 0), makes the job id. Zero-initialise the
+ * session before. */
+CHECK_RESULT status session_begin(session *s, const spec *given, int threads, comm *c, progress *p,
+                                  errbuf *err);
+/* Opens the sets; the training set only where `training` or clean accuracy is asked for. */
+CHECK_RESULT status session_open_data(session *s, bool training, errbuf *err);
+/* Builds net, backend and step. `plan` (may be NULL): the plan to follow, of a checkpoint or a
+ * file; else what spec.backend.plan says. s->plan is what resulted. */
+CHECK_RESULT status session_open_compute(session *s, const char *plan, bool training, errbuf *err);
+void session_close(session *s); /* NULL-safe, half-open sessions too */
+
+#endif
