@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "protocol/json.h"
+#include "protocol/metrics.h"
 #include "protocol/strbuf.h"
 #include "trainer/run_folder.h"
 
@@ -41,46 +41,23 @@ static status append_line(run_folder *f, const char *line, size_t length, errbuf
     return STATUS_OK;
 }
 
-/* UTC, RFC 3339, to the millisecond. */
-static void format_time(char *ret_text, size_t size)
-{
-    struct timespec now;
-    struct tm utc;
-    char seconds[32];
-    clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &utc);
-    strftime(seconds, sizeof seconds, "%Y-%m-%dT%H:%M:%S", &utc);
-    snprintf(ret_text, size, "%s.%03ldZ", seconds, now.tv_nsec / 1000000);
-}
-
 status run_folder_record(run_folder *f, const char *kind, int64_t epoch, int64_t step,
                          cJSON *fields, errbuf *err)
 {
-    status st = STATUS_OK;
-    strbuf line = {0};
-    char now[48], *text = NULL;
-    const cJSON *field = NULL;
-    format_time(now, sizeof now);
-    strbuf_add_format(&line,
-                      "{\"job\":\"%s\",\"attempt\":%" PRId64 ",\"seq\":%" PRId64
-                      ",\"time\":\"%s\",\"kind\":",
-                      f->job, f->attempt, f->next_seq, now);
-    json_add_string(&line, kind);
-    strbuf_add_format(&line, ",\"epoch\":%" PRId64 ",\"step\":%" PRId64, epoch, step);
-    cJSON_ArrayForEach (field, fields) {
-        strbuf_add(&line, ",");
-        json_add_string(&line, field->string);
-        strbuf_add(&line, ":");
-        json_add_value(&line, field);
-    }
-    strbuf_add(&line, "}\n");
-    const size_t length = line.length;
-    TRY_GOTO(strbuf_take(&line, &text, err), st, cleanup);
-    TRY_GOTO(append_line(f, text, length, err), st, cleanup);
-    f->next_seq++;
-cleanup:
-    free(text);
+    const metrics_head head = {.job = f->job,
+                               .attempt = f->attempt,
+                               .seq = f->next_seq,
+                               .kind = kind,
+                               .epoch = epoch,
+                               .step = step};
+    char *line = NULL;
+    status st = metrics_line(&head, fields, &line, err);
     cJSON_Delete(fields);
+    TRY(st);
+    st = append_line(f, line, strlen(line), err);
+    free(line);
+    if (st == STATUS_OK)
+        f->next_seq++;
     return st;
 }
 
