@@ -1,0 +1,459 @@
+/*
+ * The inner loops of simd_kernels.h. Compiled once per instruction set: SIMD_NAME is the suffix of
+ * the table that this object defines, SIMD_BLOCK its vector width in floats.
+ */
+#include "kernels/cpu/simd_kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/ring_map.h"
+
+#if defined(__AVX2__) || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define B SIMD_BLOCK
+
+/* Vectors of tensors are aligned to their size; per-channel arrays and tables need not be. */
+typedef float vecf __attribute__((vector_size(4 * B)));
+typedef int32_t veci __attribute__((vector_size(4 * B)));
+typedef float vecf_any __attribute__((vector_size(4 * B), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vecf load(const float *p)
+{
+    return *(const vecf *)p;
+}
+
+INLINE vecf load_any(const float *p)
+{
+    return *(const vecf_any *)p;
+}
+
+INLINE void store_any(float *p, vecf v)
+{
+    *(vecf_any *)p = v;
+}
+
+INLINE void store(float *p, vecf v, bool stream)
+{
+    if (!stream) {
+        *(vecf *)p = v;
+        return;
+    }
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(p, (__m256)v);
+#else
+    *(vecf *)p = v;
+#endif
+}
+
+/* What was streamed is visible to whoever synchronises with this thread afterwards. */
+INLINE void end_stream(bool stream)
+{
+#if defined(__SSE2__)
+    if (stream)
+        _mm_sfence();
+#else
+    (void)stream;
+#endif
+}
+
+INLINE vecf keep_where(vecf v, veci mask)
+{
+    return (vecf)((veci)v & mask);
+}
+
+/* ---- batch norm ---- */
+
+static void bn_moments(const slab *s, const float *x, float *mean, float *sum, float *square)
+{
+    const int length = s->pixels;
+    vecf a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0};
+    for (int n = 0; n < s->images; n++) {
+        const float *image = x + n * s->image_stride;
+        int p = 0;
+        for (; p + 4 <= length; p += 4) {
+            a0 += load(image + (p + 0) * B);
+            a1 += load(image + (p + 1) * B);
+            a2 += load(image + (p + 2) * B);
+            a3 += load(image + (p + 3) * B);
+        }
+        for (; p < length; p++)
+            a0 += load(image + p * B);
+    }
+    vecf centre = ((a0 + a1) + (a2 + a3)) * (1.0f / ((float)s->images * (float)length));
+    vecf s0 = {0}, s1 = {0}, q0 = {0}, q1 = {0};
+    for (int n = 0; n < s->images; n++) {
+        const float *image = x + n * s->image_stride;
+        int p = 0;
+        for (; p + 2 <= length; p += 2) {
+            vecf d0 = load(image + (p + 0) * B) - centre, d1 = load(image + (p + 1) * B) - centre;
+            s0 += d0;
+            s1 += d1;
+            q0 += d0 * d0;
+            q1 += d1 * d1;
+        }
+        if (p < length) {
+            vecf d0 = load(image + p * B) - centre;
+            s0 += d0;
+            q0 += d0 * d0;
+        }
+    }
+    store_any(mean, centre);
+    store_any(sum, s0 + s1);
+    store_any(square, q0 + q1);
+}
+
+INLINE void apply(const slab *s, const float *x, const float *residual, const float *mean,
+                  const float *scale, const float *shift, bool relu, bool stream, float *y)
+{
+    vecf m = load_any(mean), a = load_any(scale), b = load_any(shift);
+    for (int n = 0; n < s->images; n++) {
+        int64_t at = n * s->image_stride;
+        for (int p = 0; p < s->pixels; p++, at += B) {
+            vecf v = (load(x + at) - m) * a + b;
+            if (residual)
+                v += load(residual + at);
+            if (relu)
+                v = keep_where(v, ~(v < 0));
+            store(y + at, v, stream);
+        }
+    }
+    end_stream(stream);
+}
+
+static void bn_apply(const slab *s, const float *x, const float *residual, const float *mean,
+                     const float *scale, const float *shift, bool relu, bool stream, float *y)
+{
+    /* constants for the inliner: one loop a case, without branches inside */
+    if (relu && residual && stream)
+        apply(s, x, residual, mean, scale, shift, true, true, y);
+    else if (relu && residual)
+        apply(s, x, residual, mean, scale, shift, true, false, y);
+    else if (relu && stream)
+        apply(s, x, NULL, mean, scale, shift, true, true, y);
+    else if (relu)
+        apply(s, x, NULL, mean, scale, shift, true, false, y);
+    else
+        apply(s, x, residual, mean, scale, shift, false, stream, y);
+}
+
+INLINE void backward_sums(const slab *s, const float *x, const float *y, const float *dy1,
+                          const float *dy2, const float *mean, float *dz, float *sum,
+                          float *product)
+{
+    vecf m = load_any(mean), s0 = {0}, s1 = {0}, q0 = {0}, q1 = {0};
+    for (int n = 0; n < s->images; n++) {
+        int64_t at = n * s->image_stride;
+        for (int p = 0; p < s->pixels; p++, at += B) {
+            vecf g = load(dy1 + at);
+            if (dy2)
+                g += load(dy2 + at);
+            if (y)
+                g = keep_where(g, load(y + at) > 0);
+            store(dz + at, g, false);
+            vecf q = g * (load(x + at) - m);
+            if (p & 1) {
+                s1 += g;
+                q1 += q;
+            } else {
+                s0 += g;
+                q0 += q;
+            }
+        }
+    }
+    store_any(sum, s0 + s1);
+    store_any(product, q0 + q1);
+}
+
+static void bn_backward_sums(const slab *s, const float *x, const float *y, const float *dy1,
+                             const float *dy2, const float *mean, float *dz, float *sum,
+                             float *product)
+{
+    if (y && dy2)
+        backward_sums(s, x, y, dy1, dy2, mean, dz, sum, product);
+    else if (y)
+        backward_sums(s, x, y, dy1, NULL, mean, dz, sum, product);
+    else
+        backward_sums(s, x, NULL, dy1, dy2, mean, dz, sum, product);
+}
+
+INLINE void backward_apply(const slab *s, const float *x, const float *dz, const float *mean,
+                           const float *scale, const float *slope, const float *shift, bool stream,
+                           float *dx)
+{
+    vecf m = load_any(mean), a = load_any(scale), k = load_any(slope), b = load_any(shift);
+    for (int n = 0; n < s->images; n++) {
+        int64_t at = n * s->image_stride;
+        for (int p = 0; p < s->pixels; p++, at += B)
+            store(dx + at, load(dz + at) * a - (load(x + at) - m) * k - b, stream);
+    }
+    end_stream(stream);
+}
+
+static void bn_backward_apply(const slab *s, const float *x, const float *dz, const float *mean,
+                              const float *scale, const float *slope, const float *shift,
+                              bool stream, float *dx)
+{
+    if (stream)
+        backward_apply(s, x, dz, mean, scale, slope, shift, true, dx);
+    else
+        backward_apply(s, x, dz, mean, scale, slope, shift, false, dx);
+}
+
+/* ---- weight generation ---- */
+
+/* The signed elements of B table entries; entries of zero weights read nothing. */
+INLINE vecf gather(const uint32_t *table, const float *params)
+{
+#if defined(__AVX512F__)
+    __m512i entry = _mm512_loadu_si512(table);
+    __m512i zero = _mm512_set1_epi32((int)RING_ZERO_WEIGHT);
+    __m512i index = _mm512_and_si512(entry, zero); /* the same 31 bits */
+    __mmask16 keep = _mm512_cmpneq_epi32_mask(index, zero);
+    __m512 v = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), keep, index, params, 4);
+    return (vecf)_mm512_xor_si512(_mm512_castps_si512(v), _mm512_andnot_si512(zero, entry));
+#elif defined(__AVX2__)
+    __m256i entry = _mm256_loadu_si256((const __m256i *)table);
+    __m256i zero = _mm256_set1_epi32((int)RING_ZERO_WEIGHT);
+    __m256i index = _mm256_and_si256(entry, zero);
+    __m256i drop = _mm256_cmpeq_epi32(index, zero);
+    __m256i keep = _mm256_xor_si256(drop, _mm256_set1_epi32(-1));
+    __m256 v =
+        _mm256_mask_i32gather_ps(_mm256_setzero_ps(), params, index, _mm256_castsi256_ps(keep), 4);
+    return (vecf)_mm256_xor_ps(v, _mm256_castsi256_ps(_mm256_andnot_si256(zero, entry)));
+#else
+    vecf v = {0};
+    for (int l = 0; l < B; l++) {
+        uint32_t index = table[l] & RING_ZERO_WEIGHT;
+        float value = index == RING_ZERO_WEIGHT ? 0.0f : params[index];
+        v[l] = table[l] & RING_SIGN_BIT ? -value : value;
+    }
+    return v;
+#endif
+}
+
+static void expand(const uint32_t *table, const float *params, const float *scale, int period,
+                   int64_t length, bool stream, float *to)
+{
+    int64_t k = 0;
+    int at = 0;
+    for (; k + B <= length; k += B) {
+        vecf v = gather(table + k, params) * load_any(scale + at);
+        if (stream)
+            store(to + k, v, true);
+        else
+            store_any(to + k, v);
+        at = at + B == period ? 0 : at + B;
+    }
+    end_stream(stream);
+    for (; k < length; k++, at++) {
+        uint32_t index = table[k] & RING_ZERO_WEIGHT;
+        float value = index == RING_ZERO_WEIGHT ? 0.0f : params[index];
+        to[k] = scale[at] * (table[k] & RING_SIGN_BIT ? -value : value);
+    }
+}
+
+/* Transposes the B x B matrix whose rows are r[0 .. B-1]. */
+INLINE void transpose(vecf r[B])
+{
+    /* interleaving rows i and i + B/2 turns the matrix in log2(B) rounds of perfect shuffles */
+#if defined(__AVX512F__)
+    const veci low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const veci high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const int rounds = 4;
+#else
+    const veci low = {0, 8, 1, 9, 2, 10, 3, 11};
+    const veci high = {4, 12, 5, 13, 6, 14, 7, 15};
+    const int rounds = 3;
+#endif
+    for (int round = 0; round < rounds; round++) {
+        vecf t[B];
+        for (int i = 0; i < B / 2; i++) {
+            t[2 * i] = __builtin_shuffle(r[i], r[i + B / 2], low);
+            t[2 * i + 1] = __builtin_shuffle(r[i], r[i + B / 2], high);
+        }
+        for (int i = 0; i < B; i++)
+            r[i] = t[i];
+    }
+}
+
+INLINE void pair(const uint32_t *table, const float *params, const float *scale, int64_t length,
+                 bool stream, float *to, float *turned)
+{
+    for (int64_t k = 0; k < length; k += B * B) {
+        vecf row[B];
+        for (int i = 0; i < B; i++) {
+            row[i] = gather(table + k + i * B, params) * load_any(scale + i * B);
+            store(to + k + i * B, row[i], stream);
+        }
+        transpose(row);
+        for (int i = 0; i < B; i++)
+            store(turned + k + i * B, row[i], stream);
+    }
+    end_stream(stream);
+}
+
+static void expand_pair(const uint32_t *table, const float *params, const float *scale,
+                        int64_t length, bool stream, float *to, float *turned)
+{
+    if (stream)
+        pair(table, params, scale, length, true, to, turned);
+    else
+        pair(table, params, scale, length, false, to, turned);
+}
+
+/* ---- pooling ---- */
+
+static void max_pool(const pool_window *w, const float *x, float *y, uint8_t *choice)
+{
+    for (int oy = 0; oy < w->oh; oy++) {
+        for (int ox = 0; ox < w->ow; ox++, y += B, choice += B) {
+            vecf best = {0};
+            veci taken = {0};
+            bool first = true;
+            for (int k = 0; k < w->kernel * w->kernel; k++) {
+                int iy = oy * w->stride - w->pad + k / w->kernel;
+                int ix = ox * w->stride - w->pad + k % w->kernel;
+                if (iy < 0 || iy >= w->h || ix < 0 || ix >= w->w)
+                    continue;
+                vecf v = load(x + ((int64_t)iy * w->w + ix) * B);
+                veci better = first ? (veci){0} - 1 : (v > best) | (v != v);
+                best = (vecf)(((veci)v & better) | ((veci)best & ~better));
+                taken = (k & better) | (taken & ~better);
+                first = false;
+            }
+            store(y, best, false);
+            for (int l = 0; l < B; l++)
+                choice[l] = (uint8_t)taken[l];
+        }
+    }
+}
+
+static void max_pool_backward(const pool_window *w, const float *dy1, const float *dy2,
+                              const uint8_t *choice, float *dx)
+{
+    memset(dx, 0, sizeof(float) * B * (size_t)w->h * (size_t)w->w);
+    int64_t at = 0;
+    for (int oy = 0; oy < w->oh; oy++) {
+        for (int ox = 0; ox < w->ow; ox++, at += B) {
+            for (int l = 0; l < B; l++) {
+                int k = choice[at + l];
+                int iy = oy * w->stride - w->pad + k / w->kernel;
+                int ix = ox * w->stride - w->pad + k % w->kernel;
+                dx[((int64_t)iy * w->w + ix) * B + l] += dy1[at + l] + (dy2 ? dy2[at + l] : 0.0f);
+            }
+        }
+    }
+}
+
+static void pixel_mean(int pixels, const float *x, float *mean)
+{
+    vecf s0 = {0}, s1 = {0};
+    int p = 0;
+    for (; p + 2 <= pixels; p += 2) {
+        s0 += load(x + (int64_t)p * B);
+        s1 += load(x + (int64_t)(p + 1) * B);
+    }
+    if (p < pixels)
+        s0 += load(x + (int64_t)p * B);
+    store_any(mean, (s0 + s1) / (float)pixels);
+}
+
+static void pixel_fill(int pixels, const float *value, float *x)
+{
+    vecf v = load_any(value);
+    for (int p = 0; p < pixels; p++)
+        store(x + (int64_t)p * B, v, false);
+}
+
+/* ---- vectors; the compiler makes these wide by itself ---- */
+
+static void add(int64_t n, const float *a, const float *b, float *y)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = a[i] + b[i];
+}
+
+static void sgd(int64_t n, float *restrict p, const float *restrict grad, float *restrict v,
+                const sgd_params *params)
+{
+    const sgd_params s = *params;
+    if (s.nesterov) {
+        for (int64_t i = 0; i < n; i++) {
+            float g = grad[i] * s.grad_scale + s.weight_decay * p[i];
+            v[i] = s.momentum * v[i] + g;
+            p[i] -= s.lr * (g + s.momentum * v[i]);
+        }
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        v[i] = s.momentum * v[i] + (grad[i] * s.grad_scale + s.weight_decay * p[i]);
+        p[i] -= s.lr * v[i];
+    }
+}
+
+/* Bits of floats, whose exponent is all ones where they are not finite. */
+INLINE uint32_t bits_of(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+static bool all_finite(int64_t n, const float *x)
+{
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; i++)
+        bad |= (bits_of(x[i]) & 0x7f800000u) == 0x7f800000u;
+    return !bad;
+}
+
+static bool exact_accumulate(int64_t n, const float *restrict g, int64_t *restrict acc)
+{
+    const uint32_t limit = bits_of(EXACT_LIMIT); /* floats without sign order as their bits */
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; i++)
+        bad |= (bits_of(g[i]) & 0x7fffffffu) >= limit;
+    if (bad)
+        return false;
+    for (int64_t i = 0; i < n; i++)
+        acc[i] += llrint((double)g[i] * EXACT_SCALE);
+    return true;
+}
+
+static void exact_to_float(int64_t n, const int64_t *restrict acc, float *restrict g)
+{
+    for (int64_t i = 0; i < n; i++)
+        g[i] = (float)((double)acc[i] / EXACT_SCALE);
+}
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b)  JOIN_(a, b)
+#define TEXT_(a)    #a
+#define TEXT(a)     TEXT_(a)
+
+const simd_kernels JOIN(simd_kernels_, SIMD_NAME) = {
+    .name = TEXT(SIMD_NAME),
+    .block = B,
+    .bn_moments = bn_moments,
+    .bn_apply = bn_apply,
+    .bn_backward_sums = bn_backward_sums,
+    .bn_backward_apply = bn_backward_apply,
+    .expand = expand,
+    .expand_pair = expand_pair,
+    .max_pool = max_pool,
+    .max_pool_backward = max_pool_backward,
+    .pixel_mean = pixel_mean,
+    .pixel_fill = pixel_fill,
+    .add = add,
+    .sgd = sgd,
+    .all_finite = all_finite,
+    .exact_accumulate = exact_accumulate,
+    .exact_to_float = exact_to_float,
+};
