@@ -101,8 +101,8 @@ status net_estimate_memory(const net *n, int shard, int lanes, net_memory *ret, 
         kernels += kernel_elements(n->kernel[i].shape);
     m.params = m.momentum = 4 * n->param_elements;
     m.gradient = 4 * (c.wire + 2); /* and the control word */
-    m.tables = 8 * c.generated;
-    m.weights = 4 * kernels;
+    m.tables = 10 * c.generated;
+    m.weights = 8 * kernels;
     m.weight_gradients = 4 * kernels * lanes;
     m.activations = (int64_t)(schedule.arena_bytes + 4 * (size_t)schedule.saved_elements) * lanes;
     m.total = m.params + m.momentum + m.gradient + m.tables + m.weights + m.weight_gradients +

@@ -25,13 +25,14 @@ void net_count(const net *n, net_counts *ret);
 int64_t net_node_macs(const net *n, int node); /* one image forward */
 
 /* Bytes that a rank holds while it trains, worked out from the graph alone: every channel a float
- * (a backend that pads channels takes a little more), scratch memory of the backend left out. */
+ * (a backend that pads channels takes a little more), layouts and tables as the cpu backend keeps
+ * them, its scratch memory left out. */
 typedef struct net_memory {
     int64_t params, momentum, gradient; /* gradient: the whole flat buffer */
-    int64_t tables;                     /* 4 bytes a generated weight for expand, 4 for reduce */
-    int64_t weights;                    /* all conv kernels, expanded */
-    int64_t weight_gradients;           /* of all lanes */
-    int64_t activations;                /* and their gradients, packed, of all lanes */
+    int64_t tables;                     /* 4 bytes a generated weight to expand, 6 to reduce */
+    int64_t weights;          /* all conv kernels, expanded, for forward and for backward */
+    int64_t weight_gradients; /* of all lanes */
+    int64_t activations;      /* and their gradients, packed, of all lanes */
     int64_t total;
 } net_memory;
 

@@ -69,7 +69,7 @@ static void add_line(strbuf *b, const char *label, int64_t value, const char *no
 static void add_totals(strbuf *b, const net *n, int distinct)
 {
     net_counts c;
-    char note[96];
+    char note[96], number[NUMBER_ROOM];
     net_count(n, &c);
     strbuf_add(b, "\n");
     if (n->rings > 0) {
@@ -89,11 +89,11 @@ static void add_totals(strbuf *b, const net *n, int distinct)
     add_line(b, "  BN weight and bias", c.bn, "");
     add_line(b, "  stem", c.stem, c.stem == 0 ? "drawn from the ring" : "");
     add_line(b, "fc", c.fc, "");
-    snprintf(note, sizeof note, "%.4g %% of the dense network's %" PRId64,
-             100.0 * (double)c.dof_total / (double)c.dense_total, c.dense_total);
+    snprintf(note, sizeof note, "%.4g %% of the dense network's %s",
+             100.0 * (double)c.dof_total / (double)c.dense_total, grouped(c.dense_total, number));
     add_line(b, "DoF with fc", c.dof_total, note);
     add_line(b, "MACs, one image forward", c.macs, "");
-    snprintf(note, sizeof note, "dense: %" PRId64 ", %.4g times as many", 4 * c.wire_dense,
+    snprintf(note, sizeof note, "dense: %s, %.4g times as many", grouped(4 * c.wire_dense, number),
              (double)c.wire_dense / (double)c.wire);
     add_line(b, "bytes all-reduced a step", 4 * c.wire, note);
 }
