@@ -110,9 +110,7 @@ static const char *check_string(const char *text, size_t length, size_t *i)
                 *i = k;
                 return "a string must not hold the NUL character";
             }
-            if (k + 1 >= length)
-                break;
-            k += 2;
+            k += 2; /* past the end where the text ends in a backslash */
             continue;
         }
         size_t n = utf8_length((const unsigned char *)text + k, length - k);

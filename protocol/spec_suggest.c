@@ -47,6 +47,10 @@ static void consider(nearest *n, const char *candidate)
     if (strlen(candidate) > MAX_WORD)
         return;
     int distance = edit_distance(n->word, candidate);
+    /* The beginning of a name, however much is missing behind it. */
+    size_t length = strlen(n->word);
+    if (length >= 3 && strncmp(n->word, candidate, length) == 0 && distance > 1)
+        distance = 1;
     if (distance < n->distance) {
         n->distance = distance;
         snprintf(n->best, sizeof n->best, "%s", candidate);
