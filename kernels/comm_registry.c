@@ -2,6 +2,7 @@
  * Chooses the comm of this process: the one file that knows which were built. A world of one never
  * touches MPI, so `ringtrain` alone starts without its daemons.
  */
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,6 +48,15 @@ void comm_close(comm **c)
     *c = NULL;
 }
 
+/* Every rank says the same: then no rank is to blame. */
+static bool is_common(const errbuf *all, int size)
+{
+    for (int r = 1; r < size; r++)
+        if (all[r].code != all[0].code || strcmp(all[r].text, all[0].text) != 0)
+            return false;
+    return true;
+}
+
 status comm_agree(comm *c, status mine, errbuf *err)
 {
     if (c->size == 1)
@@ -74,9 +84,12 @@ status comm_agree(comm *c, status mine, errbuf *err)
         if (all[r].code == STATUS_OK)
             continue;
         st = all[r].code;
+        const char *text = all[r].text[0] ? all[r].text : status_name(all[r].code);
         errbuf_clear(err);
-        errbuf_set(err, st, "rank %d: %s", r,
-                   all[r].text[0] ? all[r].text : status_name(all[r].code));
+        if (is_common(all, c->size))
+            errbuf_set(err, st, "%s", text);
+        else
+            errbuf_set(err, st, "rank %d: %s", r, text);
     }
     free(all);
     return st;

@@ -176,6 +176,8 @@ static status run_with(const command_options *o, comm *c, const spec *given, ben
     if (st == STATUS_OK)
         st = session_open_data(&s, true, err);
     if (st == STATUS_OK)
+        st = session_open_net(&s, err);
+    if (st == STATUS_OK)
         st = session_open_compute(&s, NULL, true, err);
     if (st == STATUS_OK)
         st = measure(&s, b, began, err);

@@ -127,6 +127,7 @@ static status evaluate(const command_options *o, session *s, const char *file,
                           split);
     s->spec.train.train_eval = on_train;
     TRY(session_open_data(s, on_train, err));
+    TRY(session_open_net(s, err));
     TRY(session_open_compute(s, NULL, false, err));
     TRY(comm_agree(s->comm, upload(s, file, err), err));
     loss_sums sums = {0};

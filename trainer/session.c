@@ -277,13 +277,17 @@ static status open_planned(session *s, const char *plan, bool training, errbuf *
     return st;
 }
 
-status session_open_compute(session *s, const char *plan, bool training, errbuf *err)
+status session_open_net(session *s, errbuf *err)
 {
     status st = net_build(&s->spec, &s->net, err);
     if (st == STATUS_OK)
         st = memory_check_net(s->net, 1, s->comm->local_size, err);
-    TRY(comm_agree(s->comm, st, err));
-    st = open_planned(s, plan, training, err);
+    return comm_agree(s->comm, st, err);
+}
+
+status session_open_compute(session *s, const char *plan, bool training, errbuf *err)
+{
+    status st = open_planned(s, plan, training, err);
     if (st == STATUS_OK)
         st = plan_describe(s->be, s->comm, s->spec.train.exact, &s->plan, err);
     if (st == STATUS_OK)

@@ -39,7 +39,9 @@ CHECK_RESULT status session_begin(session *s, const spec *given, int threads, co
                                   errbuf *err);
 /* Opens the sets; the training set only where `training` or clean accuracy is asked for. */
 CHECK_RESULT status session_open_data(session *s, bool training, errbuf *err);
-/* Builds net, backend and step. `plan` (may be NULL): the plan to follow, of a checkpoint or a
+/* Builds the net and checks that the hosts have room for it. */
+CHECK_RESULT status session_open_net(session *s, errbuf *err);
+/* Opens backend, step and loaders. `plan` (may be NULL): the plan to follow, of a checkpoint or a
  * file; else what spec.backend.plan says. s->plan is what resulted. */
 CHECK_RESULT status session_open_compute(session *s, const char *plan, bool training, errbuf *err);
 void session_close(session *s); /* NULL-safe, half-open sessions too */

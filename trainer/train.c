@@ -68,6 +68,14 @@ static status share_floats(comm *c, float *values, int64_t count, errbuf *err)
     return c->ops->broadcast(c, values, count * (int64_t)sizeof *values, 0, err);
 }
 
+static void free_host_state(train_run *run)
+{
+    free(run->host.params);
+    free(run->host.running);
+    free(run->host.momentum);
+    run->host = (stepper_state){0};
+}
+
 /* Initial values, the same on every rank, or rank 0's checkpoint handed to all. */
 static status load_state(train_run *run, const resume *r, errbuf *err)
 {
@@ -85,7 +93,10 @@ static status load_state(train_run *run, const resume *r, errbuf *err)
         run->state = r->at.state;
     }
     run->first_step = run->state.step;
-    return comm_agree(run->comm, stepper_upload(run->s.step, &run->host, err), err);
+    status st = stepper_upload(run->s.step, &run->host, err);
+    if (run->comm->rank != 0) /* rank 0 needs them for checkpoints */
+        free_host_state(run);
+    return comm_agree(run->comm, st, err);
 }
 
 /* ---- the run folder (rank 0) ---- */
@@ -458,6 +469,7 @@ static status prepare(train_run *run, const spec *given, resume *r, errbuf *err)
         TRY(placement_settle(run->comm, given->resources.threads, &threads, err));
     TRY(session_begin(&run->s, given, threads > 0 ? threads : 1, run->comm, &run->progress, err));
     TRY(session_open_data(&run->s, true, err));
+    TRY(session_open_net(&run->s, err));
     run->total_steps = run->s.spec.train.epochs * run->s.steps_per_epoch;
     TRY(find_beginning(run, r, err));
     if (r->at.is_done)
@@ -475,9 +487,7 @@ static void close_run(train_run *run)
     if (run->has_attempt)
         attempt_fini(&run->attempt);
     signals_close(&run->signals);
-    free(run->host.params);
-    free(run->host.running);
-    free(run->host.momentum);
+    free_host_state(run);
     free(run->last_checkpoint);
 }
 

@@ -147,6 +147,7 @@ static status reference_run_lanes(backend *be, int count, status (*fn)(void *ctx
 const backend_ops backend_reference = {
     .name = "reference",
     .help = "plain loops in double on one core: the oracle for tests",
+    .host_memory = true,
     .available = reference_available,
     .open = reference_open,
     .close = reference_close,
