@@ -336,6 +336,7 @@ static status cpu_run_lanes(backend *be, int count, status (*fn)(void *ctx, int 
 const backend_ops backend_cpu = {
     .name = "cpu",
     .help = "oneDNN convolutions and our own SIMD on CPU cores",
+    .host_memory = true,
     .available = cpu_available,
     .open = cpu_open,
     .close = cpu_close,
@@ -381,6 +382,7 @@ const backend_ops backend_cpu = {
     .loss_destroy = cpu_loss_destroy,
     .loss_run = cpu_loss_run,
     .add = cpu_add,
+    .blend = cpu_blend,
     .sgd = cpu_sgd,
     .all_finite = cpu_all_finite,
     .exact_accumulate = cpu_exact_accumulate,

@@ -150,6 +150,7 @@ status cpu_loss_run(backend_loss *l, const float *logits, const int32_t *labels,
 
 /* update.c */
 status cpu_add(backend *be, int64_t n, const float *a, const float *b, float *y);
+status cpu_blend(backend *be, int64_t n, float *y, float keep, const float *x, float take);
 status cpu_sgd(backend *be, int64_t n, float *p, const float *grad, float *v,
                const sgd_params *params);
 status cpu_all_finite(backend *be, int64_t n, const float *x, bool *ret_finite);

@@ -15,6 +15,14 @@ status cpu_add(backend *be, int64_t n, const float *a, const float *b, float *y)
     return STATUS_OK;
 }
 
+status cpu_blend(backend *be, int64_t n, float *y, float keep, const float *x, float take)
+{
+#pragma omp parallel for num_threads(cpu_threads(cpu_of(be))) schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        y[i] = keep * y[i] + take * x[i];
+    return STATUS_OK;
+}
+
 status cpu_sgd(backend *be, int64_t n, float *p, const float *grad, float *v,
                const sgd_params *params)
 {
