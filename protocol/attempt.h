@@ -109,7 +109,7 @@ typedef struct attempt_progress {
 /* Makes the file with `local_ranks` records where it is not there. */
 CHECK_RESULT status attempt_progress_open(attempt_progress *p, const char *host_folder,
                                           int local_rank, int local_ranks, errbuf *err);
-/* Under 100 ns; no system call. */
+/* A reading of the clock and five stores; no system call. */
 void attempt_progress_update(attempt_progress *p, uint64_t step, attempt_phase phase);
 void attempt_progress_close(attempt_progress *p); /* NULL-safe, idempotent */
 

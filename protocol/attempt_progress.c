@@ -16,28 +16,29 @@
 
 _Static_assert(ATTEMPT_PROGRESS_TIME + 8 <= ATTEMPT_PROGRESS_RECORD, "fields fit the record");
 
-/* -- fields of a record: aligned, so that each is one access -- */
+/* -- fields of a record: aligned, so that each is one access; ordered among each other by release
+ * and acquire (plain moves on x86), so that the version brackets the rest -- */
 
 static void store64(unsigned char *record, size_t offset, uint64_t value)
 {
-    __atomic_store_n((uint64_t *)(void *)(record + offset), htole64(value), __ATOMIC_RELAXED);
+    __atomic_store_n((uint64_t *)(void *)(record + offset), htole64(value), __ATOMIC_RELEASE);
 }
 
 static void store32(unsigned char *record, size_t offset, uint32_t value)
 {
-    __atomic_store_n((uint32_t *)(void *)(record + offset), htole32(value), __ATOMIC_RELAXED);
+    __atomic_store_n((uint32_t *)(void *)(record + offset), htole32(value), __ATOMIC_RELEASE);
 }
 
 static uint64_t load64(const unsigned char *record, size_t offset)
 {
     return le64toh(
-        __atomic_load_n((const uint64_t *)(const void *)(record + offset), __ATOMIC_RELAXED));
+        __atomic_load_n((const uint64_t *)(const void *)(record + offset), __ATOMIC_ACQUIRE));
 }
 
 static uint32_t load32(const unsigned char *record, size_t offset)
 {
     return le32toh(
-        __atomic_load_n((const uint32_t *)(const void *)(record + offset), __ATOMIC_RELAXED));
+        __atomic_load_n((const uint32_t *)(const void *)(record + offset), __ATOMIC_ACQUIRE));
 }
 
 static status progress_path(const char *host_folder, char **ret_path, errbuf *err)
@@ -99,12 +100,10 @@ void attempt_progress_update(attempt_progress *p, uint64_t step, attempt_phase p
     clock_gettime(CLOCK_MONOTONIC, &now);
     uint32_t version = load32(p->record, ATTEMPT_PROGRESS_VERSION) | 1;
     store32(p->record, ATTEMPT_PROGRESS_VERSION, version);
-    __atomic_thread_fence(__ATOMIC_RELEASE); /* odd is seen before any of what follows */
     store64(p->record, ATTEMPT_PROGRESS_STEP, step);
     store32(p->record, ATTEMPT_PROGRESS_PHASE, (uint32_t)phase);
     store64(p->record, ATTEMPT_PROGRESS_TIME,
             (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
-    __atomic_thread_fence(__ATOMIC_RELEASE); /* and all of it before even */
     store32(p->record, ATTEMPT_PROGRESS_VERSION, version + 1);
 }
 
@@ -124,11 +123,9 @@ static bool read_record(const unsigned char *record, attempt_progress_view *ret)
     for (int i = 0; i < MAX_TRIES; i++) {
         attempt_progress_view view;
         uint32_t version = load32(record, ATTEMPT_PROGRESS_VERSION);
-        __atomic_thread_fence(__ATOMIC_ACQUIRE);
         view.step = load64(record, ATTEMPT_PROGRESS_STEP);
         view.phase = (attempt_phase)load32(record, ATTEMPT_PROGRESS_PHASE);
         view.time_ns = load64(record, ATTEMPT_PROGRESS_TIME);
-        __atomic_thread_fence(__ATOMIC_ACQUIRE);
         if (version % 2 == 0 && load32(record, ATTEMPT_PROGRESS_VERSION) == version) {
             *ret = view;
             return true;

@@ -41,15 +41,19 @@ static void compress_portable(uint32_t state[8], const uint8_t *blocks, size_t c
                    (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
         }
         memcpy(v, state, sizeof v);
-        for (int t = 0; t < 64; t++) {
-            uint32_t a = v[0], e = v[4];
-            uint32_t t1 = v[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) +
-                          ((e & v[5]) ^ (~e & v[6])) + round_constants[t] + w[t];
-            uint32_t t2 = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) +
-                          ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
-            memmove(v + 1, v, 7 * sizeof v[0]);
-            v[4] += t1;
-            v[0] = t1 + t2;
+        /* The eight variables change names instead of places. */
+        for (int t = 0; t < 64; t += 8) {
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                uint32_t a = v[(8 - i) & 7], b = v[(9 - i) & 7], c = v[(10 - i) & 7];
+                uint32_t e = v[(12 - i) & 7], f = v[(13 - i) & 7], g = v[(14 - i) & 7];
+                uint32_t t1 = v[(15 - i) & 7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) +
+                              ((e & f) ^ (~e & g)) + round_constants[t + i] + w[t + i];
+                uint32_t t2 =
+                    (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+                v[(11 - i) & 7] += t1;
+                v[(15 - i) & 7] = t1 + t2;
+            }
         }
         for (int i = 0; i < 8; i++)
             state[i] += v[i];
