@@ -43,3 +43,39 @@ build() {
     cat "$folder/build.log" >&2
     die 5 "the build in $folder failed"
 }
+
+# has_classes FOLDER: train/CLASS/ for two classes or more, and the validation images beside it.
+has_classes() {
+    [[ -d $1/train && (-d $1/test || -d $1/val) ]] &&
+        [[ $(find -L "$1/train" -mindepth 1 -maxdepth 1 -type d | head -n 2 | wc -l) == 2 ]]
+}
+
+# find_images FOLDER: the CIFAR-10 or CIFAR-100 in or just below it, official binaries or images.
+# Sets `set` (the set's name) and `data` (ringtrain's options for it).
+# shellcheck disable=SC2034 # both are the caller's
+find_images() {
+    local base candidate classes
+    base=$(absolute "$1")
+    [[ -d $base ]] || die 2 "there is no folder $base"
+    for candidate in "$base" "$base/cifar-10-batches-bin"; do
+        [[ -f $candidate/data_batch_1.bin ]] || continue
+        set=cifar10 data=(--set data.kind=cifar10 --set data.path="$candidate")
+        return
+    done
+    for candidate in "$base" "$base/cifar10" "$base/cifar100"; do
+        has_classes "$candidate" || continue
+        classes=$(find -L "$candidate/train" -mindepth 1 -maxdepth 1 -type d | wc -l)
+        set=cifar10
+        ((classes <= 10)) || set=cifar100
+        data=(--set data.kind=folder --set data.path="$candidate" --set data.augment=crop
+            --set data.normalise="$set")
+        return
+    done
+    for candidate in "$base" "$base/cifar-100-binary"; do
+        [[ -f $candidate/train.bin ]] || continue
+        set=cifar100 data=(--set data.kind=cifar100 --set data.path="$candidate")
+        return
+    done
+    die 3 "no CIFAR-10 or CIFAR-100 in $base: neither data_batch_1.bin, nor train.bin, nor" \
+        "train/CLASS/ with test/CLASS/ (deploy/fetch-data gets the binaries)"
+}

@@ -137,7 +137,7 @@ static status run_name(const char *path, char **ret_name, errbuf *err)
 /* Takes the figures out of a result. */
 static status read_result(const cJSON *json, const char *file, compare_run *r, errbuf *err)
 {
-    int64_t generated, wire_floats;
+    int64_t generated = 0, wire_floats = 0;
     TRY(get_count(json, file, "dof", &r->dof, err));
     TRY(get_count(json, file, "ring_size", &r->ring_size, err));
     TRY(get_count(json, file, "generated", &generated, err));
