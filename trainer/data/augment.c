@@ -101,12 +101,6 @@ static void emit(const augmenter *a, const image *im, int x0, int y0, bool mirro
 
 /* -- resizing -- */
 
-static int rounded_part(int64_t length, int64_t numerator, int64_t denominator)
-{
-    int64_t v = (length * numerator + denominator / 2) / denominator;
-    return v < 1 ? 1 : (int)v;
-}
-
 /* *ret becomes `im` itself where its short side is `side` already, else the resized image. */
 static status fit_short_side(const image *im, int side, bool may_average, augment_scratch *scratch,
                              const image **ret, errbuf *err)
@@ -119,8 +113,7 @@ static status fit_short_side(const image *im, int side, bool may_average, augmen
     if (may_average && im->w % side == 0 && im->h == im->w) {
         TRY(resample_box(im, im->w / side, &scratch->resized, err));
     } else {
-        int w = im->w == shorter ? side : rounded_part(im->w, side, shorter);
-        int h = im->h == shorter ? side : rounded_part(im->h, side, shorter);
+        int w = (int)((int64_t)im->w * side / shorter), h = (int)((int64_t)im->h * side / shorter);
         TRY(resample_bilinear(im, (image_region){0, 0, im->w, im->h}, w, h, &scratch->resample,
                               &scratch->resized, err));
     }
@@ -129,6 +122,12 @@ static status fit_short_side(const image *im, int side, bool may_average, augmen
 }
 
 /* -- the random rectangle -- */
+
+static int rounded_part(int64_t length, int64_t numerator, int64_t denominator)
+{
+    int64_t v = (length * numerator + denominator / 2) / denominator;
+    return v < 1 ? 1 : (int)v;
+}
 
 static image_region random_rectangle(const image *im, random_stream *s)
 {
@@ -153,6 +152,13 @@ static image_region random_rectangle(const image *im, random_stream *s)
     return (image_region){(im->w - w) / 2, (im->h - h) / 2, w, h};
 }
 
+/* Where the centre `size` of `length` begins; a half is rounded to even, as torchvision does. */
+static int centre_offset(int length, int size)
+{
+    int twice = length - size;
+    return twice / 2 + (twice & twice / 2 & 1);
+}
+
 status augmenter_apply(const augmenter *a, int64_t epoch, int64_t sample, const image *im,
                        augment_scratch *scratch, float *out, errbuf *err)
 {
@@ -168,7 +174,7 @@ status augmenter_apply(const augmenter *a, int64_t epoch, int64_t sample, const 
     const image *fitted = NULL;
     TRY(fit_short_side(im, is_rrc ? rrc_short_side(a->size) : a->size, !is_rrc, scratch, &fitted,
                        err));
-    int x = (fitted->w - a->size) / 2, y = (fitted->h - a->size) / 2;
+    int x = centre_offset(fitted->w, a->size), y = centre_offset(fitted->h, a->size);
     if (a->augment == AUGMENT_CROP && a->is_random) {
         int pad = a->size / 8;
         mirrored = random_below(&s, 2);

@@ -1,6 +1,7 @@
 /*
  * Resizing 8-bit planes. Integer arithmetic with rounding, so that every machine makes the same
- * bytes; the bilinear filter with support for shrinking agrees with Pillow's to the bit.
+ * bytes; the bilinear filter with support for shrinking agrees to the bit with Pillow's, across
+ * first, then down.
  */
 #ifndef RINGMASTER_TRAINER_DATA_RESAMPLE_H
 #define RINGMASTER_TRAINER_DATA_RESAMPLE_H

@@ -24,6 +24,9 @@
 #define TEXTURES 12
 #define UNIT     65536 /* the image's side */
 
+/* Up to this side images are drawn at twice the side and averaged: textures would alias. */
+#define SMALL_SIDE 24
+
 /* Where all images together need more than this, they are drawn when they are read. */
 #define RESIDENT_BYTES ((int64_t)2 << 30)
 
@@ -56,7 +59,7 @@ typedef struct synthetic_set {
     uint64_t seed;
     data_split split;
     int side;
-    int *centre;     /* [side], see canvas */
+    int *centre;     /* see canvas; of the side that is drawn */
     uint8_t *pixels; /* of all images in order; NULL = they are drawn when they are read */
 } synthetic_set;
 
@@ -260,7 +263,7 @@ static void draw_bar(canvas *to, random_stream *s)
 static void add_noise(canvas *to, random_stream *s)
 {
     size_t n = (size_t)to->side * (size_t)to->side * 3;
-    int amount = random_between(s, 24, 72);
+    int amount = random_between(s, 16, 56);
     uint32_t state = random_word(s) | 1;
     for (size_t i = 0; i < n; i++) {
         state = state * 1664525u + 1013904223u;
@@ -281,33 +284,60 @@ static void class_parts(int label, int classes, int *ret_shape, int *ret_texture
     *ret_backdrop = classes > SHAPES * TEXTURES ? label / (SHAPES * TEXTURES) : -1;
 }
 
-static void draw_scene(const synthetic_set *set, int64_t index, uint8_t *pixels)
+/* Everything but the noise. */
+static void draw_scene(canvas *to, random_stream *s, int label, int classes)
 {
-    canvas to = {.pixels = pixels, .side = set->side, .centre = set->centre};
-    random_stream s =
-        random_open(set->seed, RANDOM_SYNTHETIC, (uint32_t)index, (uint32_t)set->split);
-    int classes = set->base.info.classes, label = (int)(index % classes);
     int shape, texture, backdrop;
     class_parts(label, classes, &shape, &texture, &backdrop);
-    int chance = random_between(&s, 0, TEXTURES - 3);
+    int chance = random_between(s, 0, TEXTURES - 3);
     colour behind;
-    draw_backdrop(&to, &s, backdrop < 0 ? chance : backdrop, &behind);
+    draw_backdrop(to, s, backdrop < 0 ? chance : backdrop, &behind);
     figure f;
-    int others = random_between(&s, 1, 3);
+    int others = random_between(s, 1, 3);
     for (int i = 0; i <= others; i++) {
         bool counts = i == others - 1; /* one of the small ones may lie over it */
-        int any_shape = random_between(&s, 0, SHAPES - 1);
-        int any_texture = random_between(&s, 0, TEXTURES - 1);
-        random_figure(&s, counts ? shape : any_shape, counts ? texture : any_texture,
+        int any_shape = random_between(s, 0, SHAPES - 1);
+        int any_texture = random_between(s, 0, TEXTURES - 1);
+        random_figure(s, counts ? shape : any_shape, counts ? texture : any_texture,
                       counts ? UNIT * 22 / 100 : UNIT * 8 / 100,
                       counts ? UNIT * 38 / 100 : UNIT * 15 / 100, &behind, &f);
         int margin = counts ? UNIT * 30 / 100 : 0;
-        f.x = random_between(&s, margin, UNIT - margin);
-        f.y = random_between(&s, margin, UNIT - margin);
-        draw_figure(&to, &f);
+        f.x = random_between(s, margin, UNIT - margin);
+        f.y = random_between(s, margin, UNIT - margin);
+        draw_figure(to, &f);
     }
-    if (random_below(&s, 2))
-        draw_bar(&to, &s);
+    if (random_below(s, 2))
+        draw_bar(to, s);
+}
+
+/* Rounded averages of 2 x 2 pixels. */
+static void halve(const canvas *from, canvas *to)
+{
+    int side = to->side, stride = from->side;
+    for (int y = 0; y < 3 * side; y++) { /* planes lie one under the other */
+        const uint8_t *in = from->pixels + (size_t)(2 * y) * (size_t)stride;
+        for (int x = 0; x < side; x++)
+            to->pixels[(size_t)y * (size_t)side + (size_t)x] =
+                (uint8_t)((in[2 * x] + in[2 * x + 1] + in[stride + 2 * x] + in[stride + 2 * x + 1] +
+                           2) /
+                          4);
+    }
+}
+
+static void draw_image(const synthetic_set *set, int64_t index, uint8_t *pixels)
+{
+    uint8_t fine[3 * 4 * SMALL_SIDE * SMALL_SIDE];
+    bool is_small = set->side <= SMALL_SIDE;
+    canvas to = {.pixels = pixels, .side = set->side};
+    canvas drawn = {.pixels = is_small ? fine : pixels,
+                    .side = is_small ? 2 * set->side : set->side,
+                    .centre = set->centre};
+    random_stream s =
+        random_open(set->seed, RANDOM_SYNTHETIC, (uint32_t)index, (uint32_t)set->split);
+    int classes = set->base.info.classes;
+    draw_scene(&drawn, &s, (int)(index % classes), classes);
+    if (is_small)
+        halve(&drawn, &to);
     add_noise(&to, &s);
 }
 
@@ -327,7 +357,7 @@ static status synthetic_read(dataset *base, int64_t i, int short_side, image *im
     if (set->pixels)
         memcpy(im->pixels, set->pixels + (size_t)i * image_bytes(set), image_bytes(set));
     else
-        draw_scene(set, i, im->pixels);
+        draw_image(set, i, im->pixels);
     *ret_label = (int32_t)(i % set->base.info.classes);
     return STATUS_OK;
 }
@@ -343,7 +373,7 @@ static status draw_one(void *ctx, int64_t i, errbuf *err)
 {
     const synthetic_set *set = ctx;
     (void)err;
-    draw_scene(set, i, set->pixels + (size_t)i * image_bytes(set));
+    draw_image(set, i, set->pixels + (size_t)i * image_bytes(set));
     return STATUS_OK;
 }
 
@@ -382,10 +412,11 @@ static status fill_synthetic(synthetic_set *set, const dataset_progress *progres
 {
     void *centre = NULL;
     TRY(part_names(set->base.info.classes, &set->base.names, err));
-    TRY(bytes_alloc("the procedural images", set->side, sizeof *set->centre, 1, &centre, err));
+    int drawn = set->side <= SMALL_SIDE ? 2 * set->side : set->side;
+    TRY(bytes_alloc("the procedural images", drawn, sizeof *set->centre, 1, &centre, err));
     set->centre = centre;
-    for (int i = 0; i < set->side; i++)
-        set->centre[i] = (int)((int64_t)(2 * i + 1) * UNIT / (2 * set->side));
+    for (int i = 0; i < drawn; i++)
+        set->centre[i] = (int)((int64_t)(2 * i + 1) * UNIT / (2 * drawn));
     int64_t bytes = (int64_t)image_bytes(set), count = set->base.info.count;
     if (count > RESIDENT_BYTES / bytes)
         return STATUS_OK;
