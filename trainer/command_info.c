@@ -26,7 +26,7 @@ static status print_text(const char *text, errbuf *err)
     return STATUS_OK;
 }
 
-/* Prints `json` on one line or, for people's eyes, several. */
+/* Indented: people read it too. */
 static status print_json(const cJSON *json, errbuf *err)
 {
     char *text = cJSON_Print(json);
