@@ -40,7 +40,7 @@ static const command_flag flags[] = {{"plot", true}};
 const command command_compare = {
     .name = "compare",
     .summary = "table and plot of runs: accuracy against degrees of freedom",
-    .help = "usage: ringtrain compare [--json] [--plot PREFIX] RUN...\n"
+    .help = "Usage: ringtrain compare [--json] [--plot PREFIX] RUN...\n"
             "\n"
             "Reads the newest result of every run folder and prints one line a run, by DoF:\n"
             "ring size, DoF, their share of the dense network's, accuracy (the last epoch's and\n"
@@ -49,6 +49,7 @@ const command command_compare = {
             "  --plot PREFIX  also draws PREFIX.svg and PREFIX.png (needs gnuplot)\n"
             "  --json         an array of objects instead of the table\n"
             "\n"
+            "Examples:\n"
             "  ringtrain compare out/ring-4608 out/ring-36864 out/dense\n"
             "  ringtrain compare --plot accuracy out/*\n",
     .flags = flags,

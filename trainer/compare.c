@@ -68,39 +68,64 @@ static double get_number(const cJSON *json, const char *key, double fallback)
     return cJSON_IsNumber(item) && isfinite(item->valuedouble) ? item->valuedouble : fallback;
 }
 
-/* The highest n for which path/attempt-n/result.json exists and parses; *ret_json NULL = none. */
-static status newest_result(const char *path, cJSON **ret_json, char **ret_file, errbuf *err)
+/* An attempt that failed before its network was built has nothing to compare. */
+static bool has_figures(const cJSON *result)
+{
+    return cJSON_GetObjectItemCaseSensitive(result, "dof") != NULL;
+}
+
+/* The best result of a run folder so far; all zero = none. */
+typedef struct found_result {
+    cJSON *json;
+    char *file;
+    long attempt;
+} found_result;
+
+static void found_result_fini(found_result *f)
+{
+    cJSON_Delete(f->json);
+    free(f->file);
+    *f = (found_result){0};
+}
+
+/* Looks at one entry of the run folder; takes its result where it beats what was found: one with
+ * figures before one without, then the higher attempt, as a number. */
+static status consider(const char *path, const char *entry, found_result *best, errbuf *err)
+{
+    char *end = NULL;
+    found_result here = {0};
+    if (strncmp(entry, "attempt-", 8) != 0 || entry[8] < '1' || entry[8] > '9')
+        return STATUS_OK;
+    here.attempt = strtol(entry + 8, &end, 10);
+    if (*end != '\0')
+        return STATUS_OK;
+    if (asprintf(&here.file, "%s/%s/result.json", path, entry) < 0)
+        return errbuf_set(err, STATUS_OUT_OF_MEMORY, "no memory for a path");
+    const status st = read_json(here.file, &here.json, err);
+    const bool mine = here.json && has_figures(here.json);
+    const bool theirs = best->json && has_figures(best->json);
+    if (here.json && (mine == theirs ? here.attempt > best->attempt : mine)) {
+        found_result_fini(best);
+        *best = here;
+    } else {
+        found_result_fini(&here);
+    }
+    return st;
+}
+
+static status find_result(const char *path, found_result *best, errbuf *err)
 {
     DIR *dir = opendir(path);
     if (!dir)
         return errbuf_set(err, STATUS_BAD_INPUT, "run folder %s cannot be opened: %s", path,
                           strerror(errno));
     status st = STATUS_OK;
-    long newest = 0;
-    for (const struct dirent *e = readdir(dir); e && st == STATUS_OK; e = readdir(dir)) {
-        char *end = NULL, *file = NULL;
-        cJSON *json = NULL;
-        if (strncmp(e->d_name, "attempt-", 8) != 0 || e->d_name[8] < '1' || e->d_name[8] > '9')
-            continue;
-        const long n = strtol(e->d_name + 8, &end, 10);
-        if (*end != '\0' || n <= newest)
-            continue;
-        if (asprintf(&file, "%s/%s/result.json", path, e->d_name) < 0) {
-            st = errbuf_set(err, STATUS_OUT_OF_MEMORY, "no memory for a path");
-            break;
-        }
-        st = read_json(file, &json, err);
-        if (json) {
-            newest = n;
-            cJSON_Delete(*ret_json);
-            free(*ret_file);
-            *ret_json = json;
-            *ret_file = file;
-        } else {
-            free(file);
-        }
-    }
+    for (const struct dirent *e = readdir(dir); e && st == STATUS_OK; e = readdir(dir))
+        st = consider(path, e->d_name, best, err);
     closedir(dir);
+    if (st == STATUS_OK && !best->json)
+        st = errbuf_set(err, STATUS_BAD_INPUT,
+                        "%s has no attempt with a result.json: no run has ended there", path);
     return st;
 }
 
@@ -138,6 +163,9 @@ static status run_name(const char *path, char **ret_name, errbuf *err)
 static status read_result(const cJSON *json, const char *file, compare_run *r, errbuf *err)
 {
     int64_t generated = 0, wire_floats = 0;
+    const char *error = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "error"));
+    if (error && !has_figures(json))
+        return errbuf_set(err, STATUS_BAD_INPUT, "%s: the run failed: %s", file, error);
     TRY(get_count(json, file, "dof", &r->dof, err));
     TRY(get_count(json, file, "ring_size", &r->ring_size, err));
     TRY(get_count(json, file, "generated", &generated, err));
@@ -159,23 +187,16 @@ static status read_result(const cJSON *json, const char *file, compare_run *r, e
 
 static status load_run(const char *path, compare_run *r, errbuf *err)
 {
-    cJSON *json = NULL;
-    char *file = NULL;
+    found_result found = {0};
     status st;
-    TRY_GOTO(newest_result(path, &json, &file, err), st, cleanup);
-    if (!json) {
-        st = errbuf_set(err, STATUS_BAD_INPUT,
-                        "%s has no attempt with a result.json: no run has ended there", path);
-        goto cleanup;
-    }
-    TRY_GOTO(read_result(json, file, r, err), st, cleanup);
+    TRY_GOTO(find_result(path, &found, err), st, cleanup);
+    TRY_GOTO(read_result(found.json, found.file, r, err), st, cleanup);
     TRY_GOTO(run_name(path, &r->name, err), st, cleanup);
     r->path = strdup(path);
     if (!r->path)
         st = errbuf_set(err, STATUS_OUT_OF_MEMORY, "no memory for a path");
 cleanup:
-    cJSON_Delete(json);
-    free(file);
+    found_result_fini(&found);
     return st;
 }
 

@@ -12,7 +12,7 @@
 
 #include "protocol/status.h"
 
-/* One run, from its newest attempt that has a result. */
+/* One run, from its newest attempt that has a result with figures. */
 typedef struct compare_run {
     char *path;        /* as given */
     char *name;        /* the spec's name, else the folder's own */

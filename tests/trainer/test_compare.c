@@ -123,6 +123,24 @@ START_TEST(newest_attempt_as_a_number)
 }
 END_TEST
 
+/* An attempt that failed before it had a network does not hide what an earlier one measured. */
+START_TEST(failed_attempt_is_passed_over)
+{
+    static const char failed[] = "{\"outcome\":\"failed\",\"error\":\"no disk\"}";
+    compare_table t = {0};
+    errbuf err = {0};
+    write_attempt("run", 1, failed);
+    ck_assert_int_eq(load(&t, &err, 1, (const char *[]){"run"}), STATUS_BAD_INPUT);
+    ck_assert_msg(strstr(err.text, "the run failed: no disk") != NULL, "%s", err.text);
+    errbuf_clear(&err);
+    write_attempt("run", 2, ring_result);
+    write_attempt("run", 3, failed);
+    ck_assert_int_eq(load(&t, &err, 1, (const char *[]){"run"}), STATUS_OK);
+    ck_assert_int_eq(t.run[0].dof, 1100);
+    compare_fini(&t);
+}
+END_TEST
+
 START_TEST(table_is_ordered_and_complete)
 {
     write_attempt("dense", 1, dense_result);
@@ -281,6 +299,7 @@ int main(void)
     tcase_add_test(tc, reads_the_figures);
     tcase_add_test(tc, large_ring_is_the_dense_size);
     tcase_add_test(tc, newest_attempt_as_a_number);
+    tcase_add_test(tc, failed_attempt_is_passed_over);
     tcase_add_test(tc, table_is_ordered_and_complete);
     tcase_add_test(tc, json_reads_back);
     tcase_add_loop_test(tc, damaged_result_is_named, 0, sizeof bad / sizeof bad[0]);
