@@ -16,6 +16,7 @@
 typedef struct conv_pass {
     onednn_pass *pass;     /* NULL: not asked for */
     bool plain_x, plain_y; /* through plain copies */
+    int threads;           /* fixed when the pass is made, and the same whenever it runs */
 } conv_pass;
 
 struct backend_conv {
@@ -88,6 +89,14 @@ static void shape_key(const conv_desc *d, char *key, size_t size)
              d->dilation, d->groups, d->x_layout == LAYOUT_IMAGE ? "image" : "native");
 }
 
+/* Threads of a pass. oneDNN cuts the matrix products behind plain grouped convs differently for
+ * every number of threads; with one, a forward pass has the same bits on any number. */
+static int pass_threads(const backend_conv *c, bool plain)
+{
+    const backend_options *options = &c->weights->cpu->base.options;
+    return options->lanes > 1 || (plain && c->desc.groups > 1) ? 1 : options->threads;
+}
+
 /* ---- choosing ---- */
 
 /* A pass that is being chosen: the best so far, with the weight layout that it wants. */
@@ -103,8 +112,12 @@ static status try_pass(const backend_conv *c, enum onednn_pass_kind kind,
 {
     ret->layout = c->kernel->layout[kind];
     ret->plain = problem->y_block == 1;
-    return onednn_pass_create(c->weights->cpu->dnn, problem, kind, algorithm, &ret->layout,
-                              &ret->pass, err);
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(pass_threads(c, ret->plain));
+    status st = onednn_pass_create(c->weights->cpu->dnn, problem, kind, algorithm, &ret->layout,
+                                   &ret->pass, err);
+    omp_set_num_threads(threads);
+    return st;
 }
 
 /* Seconds that a pass takes on scratch tensors: the fastest of a few runs; < 0: no memory. */
@@ -118,6 +131,8 @@ static double time_pass(const backend_conv *c, const onednn_problem *p, const ca
                        cpu_memory((size_t)p->out * sizeof(float))};
     double best = -1;
     bool ok = memory[0] && memory[1] && memory[2] && memory[3] && memory[4];
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(pass_threads(c, a->plain));
     for (int run = 0; ok && run < 5; run++) {
         struct timespec begin, end;
         clock_gettime(CLOCK_MONOTONIC, &begin);
@@ -129,6 +144,7 @@ static double time_pass(const backend_conv *c, const onednn_problem *p, const ca
         if (ok && run > 0 && (best < 0 || seconds < best))
             best = seconds;
     }
+    omp_set_num_threads(threads);
     for (size_t m = 0; m < sizeof memory / sizeof *memory; m++)
         free(memory[m]);
     return ok ? best : -1;
@@ -274,8 +290,10 @@ static status create_passes(backend_conv *c, errbuf *err)
         if (!asks_for(&c->desc, kind))
             continue;
         TRY(choose_pass(c, kind, key, &algorithm, &chosen, err));
-        c->pass[kind] = (conv_pass){chosen.pass, chosen.plain && c->desc.x_layout != LAYOUT_IMAGE,
-                                    chosen.plain};
+        c->pass[kind] = (conv_pass){.pass = chosen.pass,
+                                    .plain_x = chosen.plain && c->desc.x_layout != LAYOUT_IMAGE,
+                                    .plain_y = chosen.plain,
+                                    .threads = pass_threads(c, chosen.plain)};
         c->kernel->layout[kind] = chosen.layout;
         TRY(record_choice(c->weights->cpu, key, kind, algorithm, err));
     }
@@ -310,12 +328,6 @@ static status reserve_memory(backend_conv *c, errbuf *err)
     return STATUS_OK;
 }
 
-/* Threads of a conv: fixed when its passes are made, and the same whenever they run. */
-static int conv_threads(const cpu_backend *cpu)
-{
-    return cpu->base.options.lanes > 1 ? 1 : cpu->base.options.threads;
-}
-
 status cpu_conv_create(backend_weights *w, int kernel, int lane, const conv_desc *desc,
                        backend_conv **ret, errbuf *err)
 {
@@ -329,10 +341,7 @@ status cpu_conv_create(backend_weights *w, int kernel, int lane, const conv_desc
     c->desc = *desc;
     c->y = conv_output(desc);
     c->adds = asks_for(desc, ONEDNN_BACKWARD_WEIGHTS) && c->kernel->writers[lane] > 0;
-    int threads = omp_get_max_threads();
-    omp_set_num_threads(conv_threads(w->cpu));
     status st = create_passes(c, err);
-    omp_set_num_threads(threads);
     if (st == STATUS_OK)
         st = reserve_memory(c, err);
     if (st != STATUS_OK) {
@@ -368,7 +377,7 @@ static status run_pass(backend_conv *c, enum onednn_pass_kind kind, const float 
                         "weights are not committed",
                         pass_names[kind]);
     int threads = omp_get_max_threads();
-    omp_set_num_threads(conv_threads(cpu));
+    omp_set_num_threads(c->pass[kind].threads);
     int failed =
         onednn_pass_run(c->pass[kind].pass, lane->stream, x, weights, c->bias, y, lane->scratch);
     omp_set_num_threads(threads);
@@ -389,6 +398,23 @@ static float *plain_x(const backend_conv *c)
 static float *plain_y(const backend_conv *c)
 {
     return (float *)(void *)(c->weights->cpu->lane[c->lane].scratch + c->plain_y_at);
+}
+
+/* Makes sure of zeros in the padding channels of what a pass made: padded weights are zeros, but
+ * times an infinity they are not. */
+static void clear_padding(const backend_conv *c, shape s, float *native)
+{
+    const cpu_backend *cpu = c->weights->cpu;
+    const int block = cpu->simd->block, blocks = cpu_blocks(cpu, s.c), real = (s.c - 1) % block + 1;
+    const int64_t pixels = (int64_t)s.h * s.w;
+    if (real == block)
+        return;
+#pragma omp parallel for num_threads(cpu_threads(cpu)) schedule(static)
+    for (int n = 0; n < s.n; n++) {
+        float *last = native + ((int64_t)(n + 1) * blocks - 1) * pixels * block;
+        for (int64_t p = 0; p < pixels; p++)
+            memset(last + p * block + real, 0, (size_t)(block - real) * sizeof *last);
+    }
 }
 
 /* The tensor as the pass reads it. */
@@ -416,6 +442,8 @@ status cpu_conv_forward(backend_conv *c, const float *x, const float *bias, floa
     TRY(run_pass(c, ONEDNN_FORWARD, from, c->weights->values + c->kernel->at[ONEDNN_FORWARD], to));
     if (p->plain_y)
         cpu_to_native(cpu, c->y, y, to, cpu_threads(cpu));
+    else
+        clear_padding(c, c->y, y);
     return STATUS_OK;
 }
 
@@ -429,6 +457,8 @@ status cpu_conv_backward_data(backend_conv *c, const float *dy, float *dx)
                  c->weights->values + c->kernel->at[ONEDNN_BACKWARD_DATA], from));
     if (p->plain_x)
         cpu_to_native(cpu, c->desc.x, dx, to, cpu_threads(cpu));
+    else if (c->desc.x_layout == LAYOUT_NATIVE)
+        clear_padding(c, c->desc.x, dx);
     return STATUS_OK;
 }
 
