@@ -31,7 +31,7 @@ static void split_total(int64_t total, const int64_t *m, int count, int64_t *ret
         left -= ret_size[i];
     }
     for (; left > 0; left--) { /* fewer than `count` rounds */
-        int best = -1;
+        int best = 0;
         __int128 best_rest = -1;
         for (int i = 0; i < count; i++) {
             /* what ring i still lacks, times sum; negative once it was rounded up */
@@ -138,7 +138,7 @@ static status total_size(const spec *s, int64_t generated, int64_t *ret_total, e
 /* One N for each ring of an unfinished net. */
 static status ring_sizes(const spec *s, const net *n, int64_t *ret_size, errbuf *err)
 {
-    int64_t m[SPEC_MAX_SIZES], generated = 0, total = 0;
+    int64_t m[SPEC_MAX_SIZES] = {0}, generated = 0, total = 0;
     ASSERT(n->rings <= SPEC_MAX_SIZES);
     if (n->rings == 0)
         return STATUS_OK;
@@ -199,7 +199,7 @@ status net_build(const spec *s, net **ret_net, errbuf *err)
         [INDEX_RANDOM] = RING_INDEX_RANDOM,
         [INDEX_TILE] = RING_INDEX_TILE,
     };
-    int64_t size[SPEC_MAX_SIZES];
+    int64_t size[SPEC_MAX_SIZES] = {0};
     net_rings rings = {.index = index[s->rpg.index],
                        .permute = s->rpg.permute,
                        .reflect = s->rpg.reflect,
@@ -220,7 +220,7 @@ cleanup:
 
 status spec_resolve_rings(spec *s, errbuf *err)
 {
-    int64_t size[SPEC_MAX_SIZES];
+    int64_t size[SPEC_MAX_SIZES] = {0};
     net *n = NULL;
     TRY(build_open(s, &n, err));
     status st = ring_sizes(s, n, size, err);
