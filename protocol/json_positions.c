@@ -23,26 +23,6 @@ json_position json_position_at(const char *text, size_t length, size_t offset)
     return at;
 }
 
-const char *json_show(const char *text, size_t length, char *ret, size_t size)
-{
-    size_t out = 0;
-    for (size_t i = 0; i < length; i++) {
-        unsigned char c = (unsigned char)text[i];
-        /* Eight bytes are kept for "\xNN", "…" and the NUL. */
-        if (out + 8 > size) {
-            memcpy(ret + out, "…", strlen("…"));
-            out += strlen("…");
-            break;
-        }
-        if (c < 0x20 || c == 0x7f)
-            out += (size_t)snprintf(ret + out, size - out, "\\x%02x", c);
-        else
-            ret[out++] = (char)c;
-    }
-    ret[out] = '\0';
-    return ret;
-}
-
 /* Length of the UTF-8 sequence at `s`, 0 where it is malformed (overlong, surrogate, cut). */
 static size_t utf8_length(const unsigned char *s, size_t room)
 {
@@ -58,6 +38,40 @@ static size_t utf8_length(const unsigned char *s, size_t room)
         (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
         return 0;
     return n;
+}
+
+const char *json_show(const char *text, size_t length, char *ret, size_t size)
+{
+    size_t out = 0;
+    for (size_t i = 0, n; i < length; i += n) {
+        unsigned char c = (unsigned char)text[i];
+        /* Eight bytes are kept for a character or "\xNN", then "…" and the NUL. */
+        if (out + 8 > size) {
+            memcpy(ret + out, "…", strlen("…"));
+            out += strlen("…");
+            break;
+        }
+        n = utf8_length((const unsigned char *)text + i, length - i);
+        if (n == 0 || c < 0x20 || c == 0x7f) {
+            out += (size_t)snprintf(ret + out, size - out, "\\x%02x", c);
+            n = 1;
+        } else {
+            memcpy(ret + out, text + i, n);
+            out += n;
+        }
+    }
+    ret[out] = '\0';
+    return ret;
+}
+
+bool json_is_utf8(const char *text, size_t length)
+{
+    for (size_t i = 0, n; i < length; i += n) {
+        n = utf8_length((const unsigned char *)text + i, length - i);
+        if (n == 0)
+            return false;
+    }
+    return true;
 }
 
 static bool is_digit(const char *text, size_t length, size_t i)

@@ -35,6 +35,9 @@ bool json_position_find(const char *text, size_t length, const int *ordinals, in
 /* Line and column of a byte. */
 json_position json_position_at(const char *text, size_t length, size_t offset);
 
+/* Well-formed UTF-8 throughout. */
+bool json_is_utf8(const char *text, size_t length);
+
 /* Shows text in a message: printable, at most size-1 bytes, "…" where cut. Returns `ret`. */
 const char *json_show(const char *text, size_t length, char *ret, size_t size);
 

@@ -39,7 +39,7 @@ void spec_expect(const spec_field *f, char ret[SPEC_MAX_EXPECT])
             snprintf(ret, size, "1 to %d letters, digits, '.', '_' or '-', no leading '.' or '-'",
                      SPEC_MAX_LABEL);
         else
-            snprintf(ret, size, "a string without control characters, at most %d bytes",
+            snprintf(ret, size, "a string in UTF-8 without control characters, at most %d bytes",
                      SPEC_MAX_TEXT);
         return;
     case SPEC_ENUM:
@@ -103,7 +103,7 @@ static bool is_text_valid(const spec_field *f, const char *text)
     for (size_t i = 0; i < length; i++)
         if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f)
             return false;
-    return true;
+    return json_is_utf8(text, length);
 }
 
 /* Decimal digits alone, below 2^64. */

@@ -231,7 +231,7 @@ START_TEST(progress_is_not_torn)
     ck_assert_ok(attempt_progress_open(&w.progress, folder, 0, 1, &err));
     attempt_progress_update(&w.progress, 0, (attempt_phase)1);
     ck_assert_int_eq(pthread_create(&thread, NULL, write_records, &w), 0);
-    for (int i = 0; i < 20000; i++) {
+    for (int i = 0; i < 2000; i++) {
         attempt_progress_view view;
         errbuf_clear(&err);
         if (attempt_progress_read(folder, 0, &view, &err) != STATUS_OK)

@@ -158,6 +158,7 @@ START_TEST(shown_text_is_one_line)
 {
     char shown[16];
     ck_assert_str_eq(json_show("a\nb", 3, shown, sizeof shown), "a\\x0ab");
+    ck_assert_str_eq(json_show("\xe2\x82\xac\xff", 4, shown, sizeof shown), "\xe2\x82\xac\\xff");
     json_show("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", 32, shown, sizeof shown);
     ck_assert_uint_lt(strlen(shown), sizeof shown);
     ck_assert_ptr_nonnull(strstr(shown, "…"));

@@ -146,7 +146,7 @@ static const struct {
     {"{\"train\": {\"exact\": 1}}", "expected true or false, not 1"},
     {"{\"train\": {\"exact\": \"true\"}}", "expected true or false"},
     {"{\"name\": 7}", "expected 1 to 128 letters"},
-    {"{\"data\": {\"path\": []}}", "expected a string without control characters"},
+    {"{\"data\": {\"path\": []}}", "expected a string in UTF-8 without control characters"},
     {"{\"train\": {\"schedule\": 0}}", "expected one of multistep, exp, cosine, not 0"},
     {"{\"train\": {\"schedule\": \"cosin\"}}", "not \"cosin\"; did you mean cosine?"},
     {"{\"rpg\": {\"scope\": \"layer\"}}", "expected one of none, global, block"},
@@ -293,6 +293,8 @@ static const struct {
     {"data.path=/a b/=c", NULL},
     {"data.path=\"x\"", NULL},
     {"data.path=\"x", NULL}, /* a word that begins with a quote */
+    {"data.path=x\x8a", "expected a string in UTF-8"},
+    {"out=\xc3\xa4", NULL},
     {"name=5", NULL},
     {"name=a b", "not \"a b\""},
 };
