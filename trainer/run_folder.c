@@ -1,14 +1,11 @@
 /*
- * The run folder (run_folder.h): who may use it, attempts, checkpoints and links. The metric log
- * is in run_log.c.
+ * The run folder (run_folder.h): who may use it, attempts, run.json and result.json.
+ * run_checkpoints.c has the checkpoints and links, run_log.c the metric log.
  */
 #include "trainer/run_folder.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,133 +16,17 @@
 #include "protocol/json.h"
 #include "protocol/spec.h"
 #include "protocol/strbuf.h"
+#include "trainer/run_numbers.h"
 
-#define CHECKPOINT_PREFIX "ckpt-"
-#define CHECKPOINT_SUFFIX ".safetensors"
-#define ATTEMPT_PREFIX    "attempt-"
-#define KEPT_CHECKPOINTS  2
-#define MAX_LISTINGS      100 /* of a folder whose files go while they are opened */
-#define MAX_NUMBER_DIGITS 18
-#define MAX_JSON          (16 << 20) /* bytes of job.json or run.json */
-
-__attribute__((format(printf, 3, 4))) static status make_path(char **ret_path, errbuf *err,
-                                                              const char *format, ...)
-{
-    char *path = NULL;
-    va_list args;
-    va_start(args, format);
-    const int length = vasprintf(&path, format, args);
-    va_end(args);
-    if (length < 0)
-        return errbuf_set(err, STATUS_OUT_OF_MEMORY, "no memory for a path");
-    *ret_path = path;
-    return STATUS_OK;
-}
-
-/* ---- numbered names ---- */
-
-typedef struct number_list {
-    int64_t *number; /* ascending */
-    size_t count;
-} number_list;
-
-static void numbers_fini(number_list *l)
-{
-    free(l->number);
-    memset(l, 0, sizeof *l);
-}
-
-/* "ckpt-100.safetensors" -> 100; false for any other spelling ("ckpt-0100…", "ckpt-1.tmp"). */
-static bool parse_name(const char *name, const char *prefix, const char *suffix, int64_t *ret)
-{
-    const size_t skip = strlen(prefix);
-    if (strncmp(name, prefix, skip) != 0)
-        return false;
-    const char *digits = name + skip;
-    const size_t length = strspn(digits, "0123456789");
-    if (length == 0 || length > MAX_NUMBER_DIGITS || (digits[0] == '0' && length > 1) ||
-        strcmp(digits + length, suffix) != 0)
-        return false;
-    *ret = strtoll(digits, NULL, 10);
-    return true;
-}
-
-static int compare_numbers(const void *a, const void *b)
-{
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-static status add_number(number_list *l, int64_t number, errbuf *err)
-{
-    if ((l->count & (l->count - 1)) == 0) { /* room for a power of two: full when at one */
-        int64_t *grown = realloc(l->number, (l->count > 0 ? 2 * l->count : 1) * sizeof *grown);
-        if (grown == NULL)
-            return errbuf_set(err, STATUS_OUT_OF_MEMORY, "no memory for a list of files");
-        l->number = grown;
-    }
-    l->number[l->count++] = number;
-    return STATUS_OK;
-}
-
-/* The numbers of all `<prefix><n><suffix>` in a folder; one that is not there has none. */
-static status list_numbers(const char *folder, const char *prefix, const char *suffix,
-                           number_list *ret_list, errbuf *err)
-{
-    status st = STATUS_OK;
-    number_list list = {0};
-    int64_t number = 0;
-    DIR *dir = opendir(folder);
-    if (dir == NULL && errno != ENOENT)
-        return errbuf_set(err, STATUS_ENVIRONMENT, "%s: cannot list: %s", folder, strerror(errno));
-    while (dir != NULL) {
-        errno = 0;
-        const struct dirent *entry = readdir(dir);
-        if (entry == NULL)
-            break;
-        if (parse_name(entry->d_name, prefix, suffix, &number))
-            TRY_GOTO(add_number(&list, number, err), st, cleanup);
-    }
-    if (dir != NULL && errno != 0) {
-        st = errbuf_set(err, STATUS_ENVIRONMENT, "%s: cannot list: %s", folder, strerror(errno));
-        goto cleanup;
-    }
-    if (list.count > 0)
-        qsort(list.number, list.count, sizeof *list.number, compare_numbers);
-    *ret_list = list;
-    memset(&list, 0, sizeof list);
-cleanup:
-    numbers_fini(&list);
-    if (dir != NULL)
-        closedir(dir);
-    return st;
-}
+#define MAX_JSON (16 << 20) /* bytes of job.json or run.json */
 
 status run_folder_attempts(const char *path, int64_t **ret_attempts, size_t *ret_count, errbuf *err)
 {
-    number_list list = {0};
-    TRY(list_numbers(path, ATTEMPT_PREFIX, "", &list, err));
+    run_numbers list = {0};
+    TRY(run_numbers_list(path, RUN_ATTEMPT_PREFIX, "", &list, err));
     *ret_attempts = list.number;
     *ret_count = list.count;
     return STATUS_OK;
-}
-
-static status checkpoint_path(const run_folder *f, int64_t attempt, int64_t step, char **ret_path,
-                              errbuf *err)
-{
-    return make_path(ret_path, err,
-                     "%s/" ATTEMPT_PREFIX "%lld/" CHECKPOINT_PREFIX "%lld" CHECKPOINT_SUFFIX,
-                     f->path, (long long)attempt, (long long)step);
-}
-
-static status list_checkpoints(const run_folder *f, int64_t attempt, number_list *ret_list,
-                               errbuf *err)
-{
-    char *folder = NULL;
-    TRY(make_path(&folder, err, "%s/" ATTEMPT_PREFIX "%lld", f->path, (long long)attempt));
-    status st = list_numbers(folder, CHECKPOINT_PREFIX, CHECKPOINT_SUFFIX, ret_list, err);
-    free(folder);
-    return st;
 }
 
 /* ---- job.json ---- */
@@ -190,8 +71,8 @@ cleanup:
 static status compare_job_id(const run_folder *f, errbuf *err)
 {
     status st = STATUS_OK;
-    number_list list = {0};
-    TRY(list_numbers(f->path, ATTEMPT_PREFIX, "", &list, err));
+    run_numbers list = {0};
+    TRY(run_numbers_list(f->path, RUN_ATTEMPT_PREFIX, "", &list, err));
     for (size_t i = list.count; i-- > 0 && st == STATUS_OK;) {
         cJSON *run = NULL;
         st = run_folder_read_run(f->path, list.number[i], &run, err);
@@ -203,7 +84,7 @@ static status compare_job_id(const run_folder *f, errbuf *err)
                             f->path, job->valuestring, f->job);
         cJSON_Delete(run);
     }
-    numbers_fini(&list);
+    run_numbers_fini(&list);
     return st;
 }
 
@@ -212,7 +93,7 @@ static status create_once(const char *path, const char *text, errbuf *err)
 {
     status st = STATUS_OK;
     char *fresh = NULL;
-    TRY(make_path(&fresh, err, "%s.new-%ld", path, (long)getpid()));
+    TRY(run_path(&fresh, err, "%s.new-%ld", path, (long)getpid()));
     TRY_GOTO(file_write_atomic(fresh, text, strlen(text), err), st, cleanup);
     /* link never replaces, which rename would; some file systems only have rename */
     if (link(fresh, path) != 0 && errno != EEXIST && rename(fresh, path) != 0)
@@ -227,7 +108,7 @@ static status settle_job(const run_folder *f, const char *job_json, errbuf *err)
 {
     status st = STATUS_OK;
     char *path = NULL;
-    TRY(make_path(&path, err, "%s/job.json", f->path));
+    TRY(run_path(&path, err, "%s/job.json", f->path));
     if (access(path, F_OK) != 0)
         TRY_GOTO(create_once(path, job_json, err), st, cleanup);
     TRY_GOTO(compare_job(path, job_json, err), st, cleanup);
@@ -258,13 +139,13 @@ static status resolve_path(const char *path, char **ret_path, errbuf *err)
 /* The next free attempt: whoever makes the folder has the number. */
 static status claim_attempt(run_folder *f, errbuf *err)
 {
-    number_list list = {0};
-    TRY(list_numbers(f->path, ATTEMPT_PREFIX, "", &list, err));
+    run_numbers list = {0};
+    TRY(run_numbers_list(f->path, RUN_ATTEMPT_PREFIX, "", &list, err));
     int64_t attempt = list.count > 0 ? list.number[list.count - 1] + 1 : 1;
-    numbers_fini(&list);
+    run_numbers_fini(&list);
     for (;; attempt++) {
         char *path = NULL;
-        TRY(make_path(&path, err, "%s/" ATTEMPT_PREFIX "%lld", f->path, (long long)attempt));
+        TRY(run_path(&path, err, "%s/" RUN_ATTEMPT_PREFIX "%lld", f->path, (long long)attempt));
         if (mkdir(path, 0777) == 0) {
             f->attempt = attempt;
             f->attempt_path = path;
@@ -282,7 +163,7 @@ static status open_metrics(run_folder *f, errbuf *err)
 {
     status st = STATUS_OK;
     char *path = NULL;
-    TRY(make_path(&path, err, "%s/metrics.jsonl", f->attempt_path));
+    TRY(run_path(&path, err, "%s/metrics.jsonl", f->attempt_path));
     f->metrics = open(path, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
     if (f->metrics < 0)
         st = errno == EEXIST
@@ -330,13 +211,13 @@ status run_folder_open_attempt(run_folder *f, const char *attempt_dir, const cha
     opened.attempt = attempt;
     TRY_GOTO(resolve_path(attempt_dir, &opened.attempt_path, err), st, fail);
     const char *slash = strrchr(opened.attempt_path, '/');
-    if (!parse_name(slash + 1, ATTEMPT_PREFIX, "", &number) || number != attempt) {
+    if (!run_numbers_parse(slash + 1, RUN_ATTEMPT_PREFIX, "", &number) || number != attempt) {
         st = errbuf_set(err, STATUS_BAD_INPUT, "attempt_dir: %s is not the folder of attempt %lld",
                         opened.attempt_path, (long long)attempt);
         goto fail;
     }
-    TRY_GOTO(make_path(&opened.path, err, "%.*s", (int)(slash - opened.attempt_path),
-                       opened.attempt_path),
+    TRY_GOTO(run_path(&opened.path, err, "%.*s", (int)(slash - opened.attempt_path),
+                      opened.attempt_path),
              st, fail);
     TRY_GOTO(settle_job(&opened, job_json, err), st, fail);
     TRY_GOTO(open_metrics(&opened, err), st, fail);
@@ -368,7 +249,7 @@ status run_folder_read_run(const char *path, int64_t attempt, cJSON **ret_run, e
     char *file = NULL, *text = NULL;
     size_t length = 0;
     cJSON *run = NULL;
-    TRY(make_path(&file, err, "%s/" ATTEMPT_PREFIX "%lld/run.json", path, (long long)attempt));
+    TRY(run_path(&file, err, "%s/" RUN_ATTEMPT_PREFIX "%lld/run.json", path, (long long)attempt));
     if (access(file, F_OK) != 0)
         goto cleanup; /* it died before it began */
     TRY_GOTO(file_read_all(file, MAX_JSON, &text, &length, err), st, cleanup);
@@ -406,7 +287,7 @@ static status write_json(const run_folder *f, const char *name, const cJSON *jso
     status st = STATUS_OK;
     cJSON *named = NULL;
     char *path = NULL, *text = NULL;
-    TRY_GOTO(make_path(&path, err, "%s/%s", f->attempt_path, name), st, cleanup);
+    TRY_GOTO(run_path(&path, err, "%s/%s", f->attempt_path, name), st, cleanup);
     TRY_GOTO(named_copy(f, json, &named, err), st, cleanup);
     text = cJSON_Print(named);
     if (text == NULL)
@@ -429,180 +310,4 @@ status run_folder_write_result(run_folder *f, const cJSON *json, errbuf *err)
 {
     TRY(run_folder_sync(f, err)); /* whoever sees the result sees every record */
     return write_json(f, "result.json", json, err);
-}
-
-/* ---- checkpoints ---- */
-
-status run_folder_checkpoint_path(const run_folder *f, int64_t step, char **ret_path, errbuf *err)
-{
-    return checkpoint_path(f, f->attempt, step, ret_path, err);
-}
-
-/* What a search for a checkpoint has found. */
-typedef struct search {
-    char *path; /* NULL = nothing yet */
-    int64_t attempt;
-    checkpoint_head head;
-    strbuf notes;
-    bool is_stale; /* a listed file is gone: another attempt's owner is pruning, list again */
-} search;
-
-static void search_fini(search *s)
-{
-    free(s->path);
-    checkpoint_head_fini(&s->head);
-    strbuf_fini(&s->notes);
-    memset(s, 0, sizeof *s);
-}
-
-static status try_checkpoint(const run_folder *f, int64_t attempt, int64_t step, search *s,
-                             errbuf *err)
-{
-    char *path = NULL;
-    errbuf why = {0};
-    TRY(checkpoint_path(f, attempt, step, &path, err));
-    status st = checkpoint_verify(path, &s->head, &why);
-    if (st == STATUS_OK) {
-        s->path = path;
-        s->attempt = attempt;
-        return STATUS_OK;
-    }
-    if (access(path, F_OK) != 0 && errno == ENOENT)
-        s->is_stale = true;
-    else if (st == STATUS_BAD_INPUT)
-        strbuf_add_format(&s->notes, "%s%s; taking the one before", s->notes.length > 0 ? "\n" : "",
-                          why.text);
-    else {
-        free(path);
-        return errbuf_set(err, st, "%s", why.text);
-    }
-    free(path);
-    return STATUS_OK;
-}
-
-/* One pass over all earlier attempts, newest attempt and step first. */
-static status search_once(const run_folder *f, search *s, errbuf *err)
-{
-    status st = STATUS_OK;
-    number_list attempts = {0};
-    TRY(list_numbers(f->path, ATTEMPT_PREFIX, "", &attempts, err));
-    for (size_t a = attempts.count; a-- > 0 && s->path == NULL && !s->is_stale;) {
-        number_list steps = {0};
-        if (attempts.number[a] >= f->attempt)
-            continue;
-        TRY_GOTO(list_checkpoints(f, attempts.number[a], &steps, err), st, cleanup);
-        for (size_t i = steps.count; i-- > 0 && s->path == NULL && !s->is_stale && st == STATUS_OK;)
-            st = try_checkpoint(f, attempts.number[a], steps.number[i], s, err);
-        numbers_fini(&steps);
-        if (st != STATUS_OK)
-            break;
-    }
-cleanup:
-    numbers_fini(&attempts);
-    return st;
-}
-
-status run_folder_find_checkpoint(const run_folder *f, char **ret_path, int64_t *ret_attempt,
-                                  checkpoint_head *ret_head, char **ret_notes, errbuf *err)
-{
-    status st = STATUS_OK;
-    char *notes = NULL;
-    search s = {0};
-    for (int i = 0; i < MAX_LISTINGS; i++) {
-        search_fini(&s);
-        TRY_GOTO(search_once(f, &s, err), st, cleanup);
-        if (!s.is_stale)
-            break;
-    }
-    if (s.is_stale) {
-        st = errbuf_set(err, STATUS_ENVIRONMENT,
-                        "%s: checkpoints vanish while they are opened: is another run using it?",
-                        f->path);
-        goto cleanup;
-    }
-    if (s.notes.length > 0 || s.notes.is_failed)
-        TRY_GOTO(strbuf_take(&s.notes, &notes, err), st, cleanup);
-    *ret_path = s.path;
-    *ret_notes = notes;
-    if (s.path != NULL) {
-        *ret_attempt = s.attempt;
-        *ret_head = s.head;
-    }
-    memset(&s, 0, sizeof s);
-cleanup:
-    search_fini(&s);
-    return st;
-}
-
-status run_folder_find_step(const run_folder *f, int64_t step, char **ret_path, errbuf *err)
-{
-    status st = STATUS_OK;
-    number_list attempts = {0};
-    char *found = NULL;
-    TRY(list_numbers(f->path, ATTEMPT_PREFIX, "", &attempts, err));
-    for (size_t a = attempts.count; a-- > 0 && found == NULL && st == STATUS_OK;) {
-        st = checkpoint_path(f, attempts.number[a], step, &found, err);
-        if (st == STATUS_OK && access(found, F_OK) != 0) {
-            free(found);
-            found = NULL;
-        }
-    }
-    numbers_fini(&attempts);
-    if (st == STATUS_OK)
-        *ret_path = found;
-    return st;
-}
-
-status run_folder_prune(const run_folder *f, int64_t best_step, errbuf *err)
-{
-    status st = STATUS_OK;
-    number_list steps = {0};
-    TRY(list_checkpoints(f, f->attempt, &steps, err));
-    for (size_t i = 0; i + KEPT_CHECKPOINTS < steps.count && st == STATUS_OK; i++) {
-        char *path = NULL;
-        if (steps.number[i] == best_step)
-            continue;
-        TRY_GOTO(checkpoint_path(f, f->attempt, steps.number[i], &path, err), st, cleanup);
-        if (unlink(path) != 0 && errno != ENOENT)
-            st =
-                errbuf_set(err, STATUS_ENVIRONMENT, "%s: cannot remove: %s", path, strerror(errno));
-        free(path);
-    }
-cleanup:
-    numbers_fini(&steps);
-    return st;
-}
-
-/* ---- links ---- */
-
-/* A link that is there is replaced in one go; its target is relative, so that the folder can be
- * moved. */
-static status set_link(const run_folder *f, const char *name, const char *target, errbuf *err)
-{
-    status st = STATUS_OK;
-    char *path = NULL, *fresh = NULL;
-    const size_t root = strlen(f->path);
-    if (strncmp(target, f->path, root) == 0 && target[root] == '/')
-        target += root + 1;
-    TRY_GOTO(make_path(&path, err, "%s/%s", f->path, name), st, cleanup);
-    TRY_GOTO(make_path(&fresh, err, "%s.new-%ld", path, (long)getpid()), st, cleanup);
-    unlink(fresh); /* of a process of the same number that died here */
-    if (symlink(target, fresh) != 0 || rename(fresh, path) != 0) {
-        st = errbuf_set(err, STATUS_ENVIRONMENT, "%s: cannot link to %s: %s", path, target,
-                        strerror(errno));
-        unlink(fresh);
-    }
-cleanup:
-    free(fresh);
-    free(path);
-    return st;
-}
-
-status run_folder_link(const run_folder *f, const char *last, const char *best, errbuf *err)
-{
-    if (last != NULL)
-        TRY(set_link(f, "last.safetensors", last, err));
-    if (best != NULL)
-        TRY(set_link(f, "best.safetensors", best, err));
-    return file_sync_dir(f->path, err);
 }

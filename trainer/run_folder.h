@@ -33,7 +33,8 @@ CHECK_RESULT status run_folder_open_attempt(run_folder *f, const char *attempt_d
 void run_folder_close(run_folder *f); /* NULL-safe; syncs and closes metrics */
 
 /* The newest valid checkpoint of any earlier attempt, *ret_path NULL where there is none. A
- * damaged one is passed over with one line in ret_notes (caller frees both; NULL = no notes).
+ * damaged one is passed over with one line in ret_notes (caller frees both; NULL = no notes); one
+ * that is whole but of another format or map version is STATUS_BAD_INPUT.
  * ret_attempt: whose it is. */
 CHECK_RESULT status run_folder_find_checkpoint(const run_folder *f, char **ret_path,
                                                int64_t *ret_attempt, checkpoint_head *ret_head,

@@ -344,6 +344,25 @@ START_TEST(newest_valid_checkpoint_of_earlier_attempts)
 }
 END_TEST
 
+START_TEST(whole_checkpoint_of_another_version_is_not_passed_over)
+{
+    run_folder a = begin(), b = begin();
+    char *path = NULL, *notes = NULL, *newest = save(&a, 2);
+    int64_t attempt = 0;
+    checkpoint_head head = {0};
+    errbuf err = {0};
+    free(save(&a, 1));
+    tiny_rewrite(newest, "map_version", "2");
+    ck_assert_int_eq(run_folder_find_checkpoint(&b, &path, &attempt, &head, &notes, &err),
+                     STATUS_BAD_INPUT);
+    ck_assert_msg(strstr(err.text, "ring map version 2") != NULL, "%s", err.text);
+    ck_assert(path == NULL && notes == NULL);
+    free(newest);
+    run_folder_close(&a);
+    run_folder_close(&b);
+}
+END_TEST
+
 /* An owner that has lost its lease may still prune while another attempt looks. */
 START_TEST(checkpoints_that_vanish_are_listed_again)
 {
@@ -640,6 +659,7 @@ int main(void)
     tcase_add_test(tc, racing_processes_get_different_attempts);
     tcase_add_test(tc, racing_jobs_do_not_share_a_folder);
     tcase_add_test(tc, newest_valid_checkpoint_of_earlier_attempts);
+    tcase_add_test(tc, whole_checkpoint_of_another_version_is_not_passed_over);
     tcase_add_test(tc, checkpoints_that_vanish_are_listed_again);
     tcase_add_test(tc, prune_keeps_the_newest_two_and_the_best);
     tcase_add_test(tc, links_are_relative_and_replaced);

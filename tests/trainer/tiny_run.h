@@ -11,6 +11,7 @@
 
 #include "protocol/spec.h"
 #include "trainer/checkpoint.h"
+#include "trainer/safetensors.h"
 
 /* A call that must succeed; it is given `&oops` for its error line. */
 #define TINY_OK(call)                                          \
@@ -135,6 +136,36 @@ static inline status tiny_read(tiny_run *t, const char *path, errbuf *err)
 {
     t->c.optim = &t->momentum;
     return checkpoint_read(&t->c, path, err);
+}
+
+/* Writes the file anew, sealed, with one metadata string replaced (NULL: left out). */
+static inline void tiny_rewrite(const char *path, const char *key, const char *value)
+{
+    safetensors_file *file = NULL;
+    safetensors_string metadata[20];
+    safetensors_tensor tensor[20];
+    size_t strings = 0;
+    TINY_OK(safetensors_open(path, &file, &oops));
+    for (size_t i = 0; i < file->header.strings; i++) {
+        safetensors_string s = file->header.metadata[i];
+        if (strstr(s.key, "_sha256") != NULL)
+            continue;
+        if (strcmp(s.key, key) == 0)
+            s.value = value;
+        if (s.value != NULL)
+            metadata[strings++] = s;
+    }
+    const size_t tensors = file->header.tensors;
+    for (size_t i = 0; i < tensors; i++) {
+        void *data = malloc(1024);
+        tensor[i] = file->header.tensor[i];
+        TINY_OK(safetensors_read(file, &tensor[i], data, &oops));
+        tensor[i].data = data;
+    }
+    TINY_OK(safetensors_write(path, metadata, strings, tensor, tensors, &oops));
+    for (size_t i = 0; i < tensors; i++)
+        free((void *)tensor[i].data);
+    safetensors_close(&file);
 }
 
 #endif
