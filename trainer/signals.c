@@ -28,7 +28,7 @@ status signals_open(signals *s, errbuf *err)
     if (fd < 0)
         return errbuf_set(err, STATUS_ENVIRONMENT, "cannot open a signal descriptor: %s",
                           strerror(errno));
-    *s = (signals){.fd = fd, .first = 0};
+    *s = (signals){.fd = fd};
     return STATUS_OK;
 }
 
@@ -48,15 +48,18 @@ int signals_poll(signals *s)
     struct signalfd_siginfo info;
     if (s->fd < 0 || read(s->fd, &info, sizeof info) != (ssize_t)sizeof info)
         return 0;
-    if (!s->first) {
-        s->first = (int)info.ssi_signo;
-        sigset_t hard;
-        sigemptyset(&hard);
-        sigaddset(&hard, SIGINT);
-        sigaddset(&hard, SIGTERM);
-        pthread_sigmask(SIG_UNBLOCK, &hard, NULL);
-    }
     return (int)info.ssi_signo;
+}
+
+void signals_let_through(signals *s)
+{
+    sigset_t hard;
+    if (s->fd < 0)
+        return;
+    sigemptyset(&hard);
+    sigaddset(&hard, SIGINT);
+    sigaddset(&hard, SIGTERM);
+    pthread_sigmask(SIG_UNBLOCK, &hard, NULL);
 }
 
 status signals_status(int signal)

@@ -2,8 +2,8 @@
  * Stop requests by signal, without handlers and without globals: SIGINT, SIGTERM and SIGUSR1 are
  * blocked in every thread and read from a descriptor between steps.
  *
- * The first one asks for an orderly end (checkpoint, result). After it SIGINT and SIGTERM are let
- * through again, so that a second Ctrl-C ends the process at once.
+ * One that asks for an orderly end (checkpoint, result) is followed by signals_let_through, so that
+ * a second Ctrl-C ends the process at once; one that asks for a checkpoint alone is not.
  */
 #ifndef RINGMASTER_TRAINER_SIGNALS_H
 #define RINGMASTER_TRAINER_SIGNALS_H
@@ -11,8 +11,7 @@
 #include "protocol/status.h"
 
 typedef struct signals {
-    int fd;    /* signalfd, -1 = not open */
-    int first; /* the signal that asked to stop, 0 = none */
+    int fd; /* signalfd, -1 = not open */
 } signals;
 
 /* Before any thread is created: they inherit the mask. */
@@ -20,6 +19,8 @@ CHECK_RESULT status signals_open(signals *s, errbuf *err);
 void signals_close(signals *s); /* restores the default dispositions; NULL-safe */
 /* The signal that has arrived since the last call, 0 = none. Never blocks. */
 int signals_poll(signals *s);
+/* From now on SIGINT and SIGTERM end the process. */
+void signals_let_through(signals *s);
 /* Exit status for a stop by `signal`: 130 for SIGINT, 143 otherwise. */
 status signals_status(int signal);
 

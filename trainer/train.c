@@ -91,6 +91,8 @@ static status load_state(train_run *run, const resume *r, errbuf *err)
         TRY(share_floats(run->comm, run->host.momentum, n->param_elements, err));
         TRY(share_floats(run->comm, run->host.running, n->running_elements, err));
         run->state = r->at.state;
+        if (run->has_folder) /* records are numbered on: an interrupted log is as a whole one */
+            run->folder.next_seq = run->state.next_seq;
     }
     run->first_step = run->state.step;
     status st = stepper_upload(run->s.step, &run->host, err);

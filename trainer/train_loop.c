@@ -253,6 +253,7 @@ static bool poll_signals(train_run *run)
         return false;
     }
     run->stop_signal = signal;
+    signals_let_through(&run->signals);
     progress_say(&run->progress, "stopping after this step (Ctrl-C again ends at once)");
     return true;
 }
@@ -297,9 +298,10 @@ status train_loop(train_run *run, bool *ret_stopped, errbuf *err)
         run->train_seconds += clock_seconds() - run->epoch_began;
         return save(run, err);
     }
-    if (!run->has_final) { /* the checkpoint that this attempt began from was the last */
-        TRY(train_evaluate(run, run->s.eval, &run->final, err));
-        run->has_final = true;
-    }
-    return STATUS_OK;
+    if (run->has_final)
+        return STATUS_OK;
+    /* The checkpoint that this attempt began from was the last: it needs a result beside it. */
+    TRY(train_evaluate(run, run->s.eval, &run->final, err));
+    run->has_final = true;
+    return save(run, err);
 }
