@@ -8,13 +8,13 @@
 
 START_TEST(same_bits)
 {
-    const char *backend = test_backend(_i);
+    const char *backend_name = test_backend(_i);
     for (int run = 0; run < 2; run++) {
-        process p = run_whole(0, backend, in_folder(run ? "b" : "a"), "train.seed=3");
+        process p = run_whole(0, backend_name, in_folder(run ? "b" : "a"), "train.seed=3");
         assert_code(&p, 0);
     }
     assert_same_run(in_folder("a"), in_folder("b"));
-    process p = run_whole(0, backend, in_folder("c"), "train.seed=4");
+    process p = run_whole(0, backend_name, in_folder("c"), "train.seed=4");
     assert_code(&p, 0);
     ck_assert(!is_same_file(in_folder("a/last.safetensors"), in_folder("c/last.safetensors")));
 }
@@ -40,7 +40,10 @@ END_TEST
 
 START_TEST(stop_resume)
 {
-    check_stop_resume(0, test_backend(0), _i == 0 ? SIGINT : _i == 1 ? SIGTERM : SIGUSR1,
+    check_stop_resume(0, test_backend(0),
+                      _i == 0   ? SIGINT
+                      : _i == 1 ? SIGTERM
+                                : SIGUSR1,
                       _i == 0 ? 130 : 143);
 }
 END_TEST
