@@ -36,6 +36,8 @@ void signals_close(signals *s)
 {
     if (!s || s->fd < 0)
         return;
+    while (signals_poll(s)) /* one that came too late must not end the process now */
+        continue;
     close(s->fd);
     s->fd = -1;
     sigset_t set;

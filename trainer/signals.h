@@ -16,7 +16,8 @@ typedef struct signals {
 
 /* Before any thread is created: they inherit the mask. */
 CHECK_RESULT status signals_open(signals *s, errbuf *err);
-void signals_close(signals *s); /* restores the default dispositions; NULL-safe */
+/* Lets the signals through again; those that have arrived by now are forgotten. NULL-safe. */
+void signals_close(signals *s);
 /* The signal that has arrived since the last call, 0 = none. Never blocks. */
 int signals_poll(signals *s);
 /* From now on SIGINT and SIGTERM end the process. */

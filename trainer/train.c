@@ -461,7 +461,6 @@ static status open_attempt(train_run *run, errbuf *err)
 static status prepare(train_run *run, const spec *given, resume *r, errbuf *err)
 {
     int threads = 0;
-    TRY(signals_open(&run->signals, err));
     TRY(comm_agree(run->comm, open_attempt(run, err), err));
     attempt_progress_update(&run->beat, 0, ATTEMPT_LOADING);
     if (run->has_attempt)
@@ -488,7 +487,6 @@ static void close_run(train_run *run)
     attempt_progress_close(&run->beat);
     if (run->has_attempt)
         attempt_fini(&run->attempt);
-    signals_close(&run->signals);
     free_host_state(run);
     free(run->last_checkpoint);
 }
@@ -498,10 +496,15 @@ status train_job(const spec *given, const train_options *options, errbuf *err)
     comm *c = NULL;
     resume r = {0};
     train_run run = {.options = options, .signals = {.fd = -1}};
-    TRY(comm_open(&c, err));
+    TRY(signals_open(&run.signals, err)); /* first: a launcher's library starts threads */
+    status st = comm_open(&c, err);
+    if (st != STATUS_OK) {
+        signals_close(&run.signals);
+        return st;
+    }
     run.comm = c;
     progress_init(&run.progress, c->rank != 0, given->name);
-    status st = prepare(&run, given, &r, err);
+    st = prepare(&run, given, &r, err);
     if (st == STATUS_OK && !r.at.is_done)
         st = train_and_end(&run, &r, err);
     if (!r.at.is_done)
@@ -509,5 +512,6 @@ status train_job(const spec *given, const train_options *options, errbuf *err)
     close_run(&run);
     resume_fini(&r);
     comm_close(&c);
+    signals_close(&run.signals);
     return st;
 }
