@@ -61,7 +61,6 @@ static size_t format_head(const struct log *l, log_level level, char *line, size
 
 void log_write(const struct log *l, log_level level, const char *format, ...)
 {
-    static const char cut[] = "…";
     char line[MAX_LINE];
     if (!log_is_on(l, level))
         return;
@@ -74,11 +73,10 @@ void log_write(const struct log *l, log_level level, const char *format, ...)
     if (length >= room) {
         length = room - 1;
         /* Not into the middle of a character. */
-        size_t end = begin + length - strlen(cut);
+        size_t end = begin + length - strlen("…");
         while (end > begin && ((unsigned char)line[end] & 0xc0) == 0x80)
             end--;
-        memcpy(line + end, cut, strlen(cut));
-        length = end + strlen(cut) - begin;
+        length = end - begin + (size_t)snprintf(line + end, sizeof line - end, "…");
     }
     for (size_t i = begin; i < begin + length; i++)
         if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
