@@ -112,8 +112,8 @@ static bool shape_covers(int shape, int u, int v)
 static int texture_paint(int texture, int x, int y, int u, int v)
 {
     enum {
-        COARSE = UNIT / 10,
-        FINE = UNIT / 16
+        COARSE = UNIT / 8,
+        FINE = UNIT / 14
     };
     switch (texture) {
     case 0: /* lying stripes */
@@ -226,7 +226,7 @@ static void draw_backdrop(canvas *to, random_stream *s, int backdrop, colour *re
 {
     colour a = random_colour(s), b = random_colour(s);
     int along_x = random_between(s, -256, 256), along_y = random_between(s, -256, 256);
-    int phase = random_between(s, 0, UNIT), depth = random_between(s, 10, 40);
+    int phase = random_between(s, 0, UNIT), depth = random_between(s, 4, 20);
     int side = to->side;
     size_t plane = (size_t)side * (size_t)side;
     for (int y = 0; y < side; y++)
@@ -248,7 +248,7 @@ static void draw_backdrop(canvas *to, random_stream *s, int backdrop, colour *re
 /* A bar across part of the image, lying or upright. */
 static void draw_bar(canvas *to, random_stream *s)
 {
-    int side = to->side, thick = random_between(s, UNIT / 16, UNIT / 7);
+    int side = to->side, thick = random_between(s, UNIT / 16, UNIT / 9);
     int at = random_between(s, UNIT / 8, UNIT * 3 / 4);
     bool lies = random_below(s, 2);
     colour paint = random_colour(s);
@@ -263,7 +263,7 @@ static void draw_bar(canvas *to, random_stream *s)
 static void add_noise(canvas *to, random_stream *s)
 {
     size_t n = (size_t)to->side * (size_t)to->side * 3;
-    int amount = random_between(s, 16, 56);
+    int amount = random_between(s, 12, 48);
     uint32_t state = random_word(s) | 1;
     for (size_t i = 0; i < n; i++) {
         state = state * 1664525u + 1013904223u;
@@ -299,8 +299,8 @@ static void draw_scene(canvas *to, random_stream *s, int label, int classes)
         int any_shape = random_between(s, 0, SHAPES - 1);
         int any_texture = random_between(s, 0, TEXTURES - 1);
         random_figure(s, counts ? shape : any_shape, counts ? texture : any_texture,
-                      counts ? UNIT * 22 / 100 : UNIT * 8 / 100,
-                      counts ? UNIT * 38 / 100 : UNIT * 15 / 100, &behind, &f);
+                      counts ? UNIT * 24 / 100 : UNIT * 8 / 100,
+                      counts ? UNIT * 40 / 100 : UNIT * 15 / 100, &behind, &f);
         int margin = counts ? UNIT * 30 / 100 : 0;
         f.x = random_between(s, margin, UNIT - margin);
         f.y = random_between(s, margin, UNIT - margin);
