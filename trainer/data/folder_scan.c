@@ -16,7 +16,6 @@
 #include <strings.h>
 #include <sys/stat.h>
 
-
 /* Names under construction: text grows, so that they are known by their offset. */
 typedef struct name_list {
     char *text;

@@ -26,7 +26,7 @@ typedef struct dataset_progress {
     void *ctx;
 } dataset_progress;
 
-#define PATH_SIZE 8192 /* of buffers for paths: a root of 4000, two file names and slashes */
+#define PATH_SIZE         8192 /* of buffers for paths: a root of 4000, two file names and slashes */
 
 #define DATASET_MAX_COUNT INT32_MAX /* images of a split: what the order's bijection covers */
 
