@@ -416,8 +416,8 @@ static status compare_slots(const safetensors_file *file, const cJSON *here, con
     for (int i = 0; mine != NULL || its != NULL; i++) {
         if (!cJSON_Compare(mine, its, true))
             return refuse_slot(file->path, i, mine, its, err);
-        mine = mine->next;
-        its = its->next;
+        mine = mine != NULL ? mine->next : NULL;
+        its = its != NULL ? its->next : NULL;
     }
     return STATUS_OK;
 }

@@ -149,6 +149,9 @@ static status parse_tensor(const cJSON *item, uint64_t data_length, safetensors_
     const cJSON *dtype = NULL, *shape = NULL, *span = NULL, *member = NULL;
     int members = 0;
     uint64_t bytes = 0;
+    if (!cJSON_IsObject(item)) /* elements of a list have no names */
+        return errbuf_set(err, STATUS_BAD_INPUT, "tensor '%s': is %s, not an object",
+                          quote(t.name).text, json_kind(item));
     cJSON_ArrayForEach (member, item) {
         members++;
         if (strcmp(member->string, "dtype") == 0)

@@ -52,7 +52,8 @@ static void write_raw(const char *header, size_t data_length)
     const uint64_t length = strlen(header);
     memset(bytes, 0, sizeof bytes);
     memcpy(bytes, &length, 8);
-    memcpy(bytes + 8, header, length);
+    for (size_t i = 0; i < length; i++)
+        bytes[8 + i] = (uint8_t)header[i];
     write_file(bytes, 8 + length + data_length);
 }
 
@@ -186,7 +187,10 @@ static const struct {
     {"{", 0, "JSON"},
     {"{}x", 0, "JSON"},
     {"{}", 1, "belong to none"},
-    {"{\"a\":1}", 0, "dtype, shape and data_offsets"},
+    {"{\"a\":1}", 0, "not an object"},
+    {"{\"a\":[1]}", 0, "not an object"},
+    {"{\"a\":\"x\"}", 0, "not an object"},
+    {"{\"a\":{}}", 0, "dtype, shape and data_offsets"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "dtype, shape and data_offsets"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4, "each once"},
     {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
