@@ -2,7 +2,18 @@
  * Image sets: where samples come from, as uint8 RGB planes and a label.
  *
  * A dataset is opened once a rank; reading a sample is thread-safe and depends on nothing but its
- * number. Kinds: CIFAR-10/100 binary, image folders (JPEG, PNG), the procedural set.
+ * number. Kinds, and what data.path may hold:
+ *
+ *   cifar10     data_batch_1.bin … data_batch_5.bin, test_batch.bin; or an image folder of 10
+ *               classes; here or in cifar-10-batches-bin/ or cifar10/ below
+ *   cifar100    train.bin, test.bin; or an image folder of 100 classes; here or in
+ *               cifar-100-binary/ or cifar100/ below
+ *   folder      train/<class>/<image> and the first of val/, validation/, test/ with the same
+ *               classes; .jpg, .jpeg, .png in any case; classes and images in order of their names
+ *   synthetic   nothing: images are drawn (synthetic.c)
+ *
+ * CIFAR binaries and the procedural set lie in memory from the start; of an image folder decoded
+ * images are kept where the whole split would fit into 1 GiB.
  */
 #ifndef RINGMASTER_TRAINER_DATA_DATASET_H
 #define RINGMASTER_TRAINER_DATA_DATASET_H
