@@ -570,6 +570,15 @@ static inline void wait_for_step(process *p, const char *run, int attempt, int s
 
 /* ---- suites ---- */
 
+/* A test case whose tests each begin with `setup` and may take a while on a busy machine. */
+static inline TCase *process_case(const char *name, void (*setup)(void))
+{
+    TCase *tcase = tcase_create(name);
+    tcase_set_timeout(tcase, 240);
+    tcase_add_checked_fixture(tcase, setup, remove_folder);
+    return tcase;
+}
+
 static inline int run_suite(Suite *suite)
 {
     SRunner *runner = srunner_create(suite);

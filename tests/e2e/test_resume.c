@@ -127,8 +127,7 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("resume");
-    TCase *tcase = tcase_create("alone");
-    tcase_add_checked_fixture(tcase, setup_job, remove_folder);
+    TCase *tcase = process_case("alone", setup_job);
     tcase_add_loop_test(tcase, same_bits, 0, BACKENDS);
     tcase_add_loop_test(tcase, kill_resume, 0, BACKENDS);
     tcase_add_test(tcase, kill_resume_without_regular_checkpoints);
