@@ -36,13 +36,10 @@ void signals_close(signals *s)
 {
     if (!s || s->fd < 0)
         return;
-    while (signals_poll(s)) /* one that came too late must not end the process now */
+    while (signals_poll(s))
         continue;
     close(s->fd);
     s->fd = -1;
-    sigset_t set;
-    stop_signals(&set);
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
 int signals_poll(signals *s)

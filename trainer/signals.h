@@ -16,7 +16,8 @@ typedef struct signals {
 
 /* Before any thread is created: they inherit the mask. */
 CHECK_RESULT status signals_open(signals *s, errbuf *err);
-/* Lets the signals through again; those that have arrived by now are forgotten. NULL-safe. */
+/* Forgets those that have arrived. What is held stays held: a signal that comes when the work is
+ * over must not change how the process ends. NULL-safe. */
 void signals_close(signals *s);
 /* The signal that has arrived since the last call, 0 = none. Never blocks. */
 int signals_poll(signals *s);
