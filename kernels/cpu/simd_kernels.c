@@ -18,6 +18,7 @@
 /* Vectors of tensors are aligned to their size; per-channel arrays and tables need not be. */
 typedef float vecf __attribute__((vector_size(4 * B)));
 typedef int32_t veci __attribute__((vector_size(4 * B)));
+typedef int32_t veci_any __attribute__((vector_size(4 * B), aligned(4), may_alias));
 typedef float vecf_any __attribute__((vector_size(4 * B), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -208,55 +209,61 @@ static void bn_backward_apply(const slab *s, const float *x, const float *dz, co
 
 /* ---- weight generation ---- */
 
-/* The signed elements of B table entries; entries of zero weights read nothing. */
-INLINE vecf gather(const uint32_t *table, const float *params)
+/* Flips signs where the table says so. */
+INLINE vecf flip(vecf v, const uint32_t *table)
+{
+    const veci sign_bits = (veci){0} + INT32_MIN;
+    return (vecf)((veci)v ^ (*(const veci_any *)table & sign_bits));
+}
+
+/* One entry of a table that may have holes. */
+INLINE float lookup(uint32_t entry, const float *params)
+{
+    uint32_t index = entry & ~RING_SIGN_BIT;
+    float value = index == RING_ZERO_WEIGHT ? 0.0f : params[index];
+    return entry & RING_SIGN_BIT ? -value : value;
+}
+
+/* B entries of a table. Where there are no holes, AVX2 does better with plain loads than with its
+ * gather instruction, which takes longer than the loads that it is made of. */
+INLINE vecf gather(const uint32_t *table, const float *params, bool holes)
 {
 #if defined(__AVX512F__)
     __m512i entry = _mm512_loadu_si512(table);
-    __m512i zero = _mm512_set1_epi32((int)RING_ZERO_WEIGHT);
-    __m512i index = _mm512_and_si512(entry, zero); /* the same 31 bits */
-    __mmask16 keep = _mm512_cmpneq_epi32_mask(index, zero);
+    __m512i none = _mm512_set1_epi32((int)RING_ZERO_WEIGHT); /* also the bits of an index */
+    __m512i index = _mm512_and_si512(entry, none);
+    __mmask16 keep = holes ? _mm512_cmpneq_epi32_mask(index, none) : (__mmask16)0xffff;
     __m512 v = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), keep, index, params, 4);
-    return (vecf)_mm512_xor_si512(_mm512_castps_si512(v), _mm512_andnot_si512(zero, entry));
-#elif defined(__AVX2__)
-    __m256i entry = _mm256_loadu_si256((const __m256i *)table);
-    __m256i zero = _mm256_set1_epi32((int)RING_ZERO_WEIGHT);
-    __m256i index = _mm256_and_si256(entry, zero);
-    __m256i drop = _mm256_cmpeq_epi32(index, zero);
-    __m256i keep = _mm256_xor_si256(drop, _mm256_set1_epi32(-1));
-    __m256 v =
-        _mm256_mask_i32gather_ps(_mm256_setzero_ps(), params, index, _mm256_castsi256_ps(keep), 4);
-    return (vecf)_mm256_xor_ps(v, _mm256_castsi256_ps(_mm256_andnot_si256(zero, entry)));
+    return (vecf)_mm512_xor_si512(_mm512_castps_si512(v), _mm512_andnot_si512(none, entry));
 #else
-    vecf v = {0};
-    for (int l = 0; l < B; l++) {
-        uint32_t index = table[l] & RING_ZERO_WEIGHT;
-        float value = index == RING_ZERO_WEIGHT ? 0.0f : params[index];
-        v[l] = table[l] & RING_SIGN_BIT ? -value : value;
+    vecf v;
+    if (holes) {
+        for (int l = 0; l < B; l++)
+            v[l] = lookup(table[l], params);
+        return v;
     }
-    return v;
+    const uint32_t bits = ~RING_SIGN_BIT;
+    v = (vecf){params[table[0] & bits], params[table[1] & bits], params[table[2] & bits],
+               params[table[3] & bits], params[table[4] & bits], params[table[5] & bits],
+               params[table[6] & bits], params[table[7] & bits]};
+    return flip(v, table);
 #endif
 }
 
-static void expand(const uint32_t *table, const float *params, const float *scale, int period,
-                   int64_t length, bool stream, float *to)
+INLINE void expand_plain(const expand_args *a, bool holes, bool stream)
 {
     int64_t k = 0;
     int at = 0;
-    for (; k + B <= length; k += B) {
-        vecf v = gather(table + k, params) * load_any(scale + at);
+    for (; k + B <= a->length; k += B) {
+        vecf v = gather(a->table + k, a->params, holes) * load_any(a->scale + at);
         if (stream)
-            store(to + k, v, true);
+            store(a->to + k, v, true);
         else
-            store_any(to + k, v);
-        at = at + B == period ? 0 : at + B;
+            store_any(a->to + k, v);
+        at = at + B == a->period ? 0 : at + B;
     }
-    end_stream(stream);
-    for (; k < length; k++, at++) {
-        uint32_t index = table[k] & RING_ZERO_WEIGHT;
-        float value = index == RING_ZERO_WEIGHT ? 0.0f : params[index];
-        to[k] = scale[at] * (table[k] & RING_SIGN_BIT ? -value : value);
-    }
+    for (; k < a->length; k++, at++)
+        a->to[k] = a->scale[at] * lookup(a->table[k], a->params);
 }
 
 /* Transposes the B x B matrix whose rows are r[0 .. B-1]. */
@@ -283,29 +290,57 @@ INLINE void transpose(vecf r[B])
     }
 }
 
-INLINE void pair(const uint32_t *table, const float *params, const float *scale, int64_t length,
-                 bool stream, float *to, float *turned)
+INLINE void expand_tiles(const expand_args *a, bool holes, bool stream)
 {
-    for (int64_t k = 0; k < length; k += B * B) {
+    for (int64_t k = 0; k < a->length; k += B * B) {
         vecf row[B];
         for (int i = 0; i < B; i++) {
-            row[i] = gather(table + k + i * B, params) * load_any(scale + i * B);
-            store(to + k + i * B, row[i], stream);
+            row[i] = gather(a->table + k + i * B, a->params, holes) * load_any(a->scale + i * B);
+            store(a->to + k + i * B, row[i], stream);
         }
         transpose(row);
         for (int i = 0; i < B; i++)
-            store(turned + k + i * B, row[i], stream);
+            store(a->turned + k + i * B, row[i], stream);
     }
-    end_stream(stream);
 }
 
-static void expand_pair(const uint32_t *table, const float *params, const float *scale,
-                        int64_t length, bool stream, float *to, float *turned)
+static void expand(const expand_args *a)
 {
-    if (stream)
-        pair(table, params, scale, length, true, to, turned);
+    const bool aligned = (uintptr_t)a->to % (4 * B) == 0;
+    if (a->turned && a->holes)
+        expand_tiles(a, true, false);
+    else if (a->turned && a->stream)
+        expand_tiles(a, false, true);
+    else if (a->turned)
+        expand_tiles(a, false, false);
+    else if (a->holes)
+        expand_plain(a, true, false);
+    else if (a->stream && aligned)
+        expand_plain(a, false, true);
     else
-        pair(table, params, scale, length, false, to, turned);
+        expand_plain(a, false, false);
+    end_stream(a->stream);
+}
+
+static void scatter(const scatter_args *a)
+{
+    int64_t k = 0;
+    int at = 0;
+    for (; k + B <= a->length; k += B) {
+        vecf v = flip(load_any(a->from + k) * load_any(a->scale + at), a->table + k);
+        for (int l = 0; l < B; l++) {
+            uint32_t index = a->table[k + l] & ~RING_SIGN_BIT;
+            if (!a->holes || index != RING_ZERO_WEIGHT)
+                a->to[index] = v[l];
+        }
+        at = at + B == a->period ? 0 : at + B;
+    }
+    for (; k < a->length; k++, at++) {
+        uint32_t index = a->table[k] & ~RING_SIGN_BIT;
+        float v = a->from[k] * a->scale[at];
+        if (index != RING_ZERO_WEIGHT)
+            a->to[index] = a->table[k] & RING_SIGN_BIT ? -v : v;
+    }
 }
 
 /* ---- pooling ---- */
@@ -446,7 +481,7 @@ const simd_kernels JOIN(simd_kernels_, SIMD_NAME) = {
     .bn_backward_sums = bn_backward_sums,
     .bn_backward_apply = bn_backward_apply,
     .expand = expand,
-    .expand_pair = expand_pair,
+    .scatter = scatter,
     .max_pool = max_pool,
     .max_pool_backward = max_pool_backward,
     .pixel_mean = pixel_mean,

@@ -24,6 +24,28 @@ typedef struct pool_window {
     int h, w, oh, ow, kernel, stride, pad;
 } pool_window;
 
+/* to[k] = scale[k % period] * sign * params[index], of table[k]. `turned`, where not NULL: the same
+ * with every tile of block x block transposed (then length and period are whole tiles). */
+typedef struct expand_args {
+    const uint32_t *table;
+    const float *params, *scale;
+    int64_t length;
+    int period; /* a multiple of 16 */
+    bool holes; /* entries of zero weights occur; they are written as zeros */
+    bool stream;
+    float *to, *turned;
+} expand_args;
+
+/* to[index] = scale[k % period] * sign * from[k], of table[k]. */
+typedef struct scatter_args {
+    const uint32_t *table;
+    const float *from, *scale;
+    int64_t length;
+    int period;
+    bool holes; /* entries of zero weights occur; they are left out */
+    float *to;
+} scatter_args;
+
 typedef struct simd_kernels {
     const char *name;
     int block;
@@ -43,12 +65,8 @@ typedef struct simd_kernels {
                               const float *scale, const float *slope, const float *shift,
                               bool stream, float *dx);
 
-    /* to[k] = scale[k % period] * sign * params[index] of table[k]; period a multiple of 16 */
-    void (*expand)(const uint32_t *table, const float *params, const float *scale, int period,
-                   int64_t length, bool stream, float *to);
-    /* The same for tiles of block x block, period one tile, also transposed into `turned`. */
-    void (*expand_pair)(const uint32_t *table, const float *params, const float *scale,
-                        int64_t length, bool stream, float *to, float *turned);
+    void (*expand)(const expand_args *args);
+    void (*scatter)(const scatter_args *args);
 
     void (*max_pool)(const pool_window *w, const float *x, float *y, uint8_t *choice);
     void (*max_pool_backward)(const pool_window *w, const float *dy1, const float *dy2,

@@ -47,7 +47,7 @@ void cpu_weights_destroy(backend_weights **weights)
         free(w->kernel[k].writers);
     for (int l = 0; w->grads && l < lanes; l++)
         free(w->grads[l]);
-    expand_plan_fini(&w->expand);
+    weight_table_fini(&w->expand);
     reduce_plan_fini(&w->reduce, lanes);
     free(w->values);
     free(w->grads);
@@ -62,16 +62,6 @@ int64_t weights_offset(const weight_layout *form, int o, int i, int h, int w)
     return weight_layout_part(form, DIM_GROUP, o / out) +
            weight_layout_part(form, DIM_OUT, o % out) + weight_layout_part(form, DIM_IN, i) +
            weight_layout_part(form, DIM_KH, h) + weight_layout_part(form, DIM_KW, w);
-}
-
-int64_t *weights_spatial(const weight_layout *form)
-{
-    const int kh = form->dim[DIM_KH], kw = form->dim[DIM_KW];
-    int64_t *offset = malloc(sizeof *offset * (size_t)kh * (size_t)kw);
-    for (int k = 0; offset && k < kh * kw; k++)
-        offset[k] =
-            weight_layout_part(form, DIM_KH, k / kw) + weight_layout_part(form, DIM_KW, k % kw);
-    return offset;
 }
 
 /* ---- commit ---- */
@@ -174,14 +164,11 @@ status cpu_weights_commit(backend_weights *w, const weight_source *sources, int6
     w->committed = true; /* a failed commit leaves weights that can only be destroyed */
     w->params = params;
     place_kernels(w);
-    if (w->grad_floats > UINT32_MAX)
-        return errbuf_set(err, STATUS_BAD_INPUT, "%lld weights: the cpu backend reduces at most %u",
-                          (long long)w->grad_floats, UINT32_MAX);
     TRY(allocate_values(w, err));
     uint32_t *entries = make_entries(w, sources);
     if (!entries)
         return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory building weight tables");
-    status st = expand_plan_build(w, sources, entries, err);
+    status st = expand_build(w, sources, entries, err);
     if (st == STATUS_OK)
         st = reduce_plan_build(w, sources, entries, err);
     free(entries);
@@ -191,10 +178,8 @@ status cpu_weights_commit(backend_weights *w, const weight_source *sources, int6
 size_t cpu_weights_bytes(const backend_weights *w)
 {
     const int lanes = w->cpu->base.options.lanes;
-    size_t floats = (size_t)w->value_floats + (size_t)w->grad_floats * (size_t)lanes +
-                    (size_t)w->expand.scale_room;
-    return floats * sizeof(float) + (size_t)w->expand.entries * sizeof *w->expand.table +
-           (size_t)w->expand.chunk_room * sizeof *w->expand.chunk +
+    size_t floats = (size_t)w->value_floats + (size_t)w->grad_floats * (size_t)lanes;
+    return floats * sizeof(float) + weight_table_bytes(&w->expand) +
            reduce_plan_bytes(&w->reduce, lanes);
 }
 

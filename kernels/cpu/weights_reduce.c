@@ -3,19 +3,20 @@
  *
  * grad[e] is a sum over the uses of element e in ascending position. The uses of a ring (or of a
  * direct kernel) are sorted at commit into units: a span of elements small enough for the nearest
- * caches, times a segment of the positions. A unit is summed by one thread into its own span, so
- * nothing is atomic and the sums are those of the definition. Where elements have many uses, or
- * spans are few, positions are cut into several segments whose vectors are added in a fixed binary
- * tree. How a ring is cut depends on M and N alone.
+ * caches, times a segment of the positions. A reduction streams through the gradients once and
+ * puts each, scaled and signed, at its place among the sorted uses; these are so few streams that
+ * the caches hold the end of each. Then every unit is summed by one thread into its own span. So
+ * nothing is atomic, nothing waits for memory at random, and the sums are those of the definition.
+ * Where elements have many uses, or spans are few, positions are cut into several segments whose
+ * vectors are added in a fixed binary tree. How a ring is cut depends on M and N alone.
  */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cpu/weights.h"
 
-#define SPAN_BITS     15
-#define SPAN_ELEMENTS (1 << SPAN_BITS) /* what fits beside a sign in 16 bits */
+#define SPAN_BITS     16
+#define SPAN_ELEMENTS (1 << SPAN_BITS) /* 256 KB, and what 16 bits can tell apart */
 #define SEGMENT_USES  256              /* of an element within a segment, about */
 #define WANTED_UNITS  16               /* so that several threads have work */
 #define SMALL_SEGMENT 16384            /* uses below which no segment is cut for threads' sake */
@@ -25,10 +26,9 @@ void reduce_plan_fini(reduce_plan *plan, int lanes)
 {
     for (int l = 0; plan->segments && l < lanes; l++)
         free(plan->segments[l]);
+    weight_table_fini(&plan->table);
     free(plan->segments);
-    free(plan->from);
     free(plan->local);
-    free(plan->run);
     free(plan->unit);
     free(plan->group);
     *plan = (reduce_plan){0};
@@ -36,9 +36,8 @@ void reduce_plan_fini(reduce_plan *plan, int lanes)
 
 size_t reduce_plan_bytes(const reduce_plan *plan, int lanes)
 {
-    return (size_t)plan->uses * (sizeof *plan->from + sizeof *plan->local) +
-           (size_t)plan->runs * sizeof *plan->run + (size_t)plan->units * sizeof *plan->unit +
-           (size_t)plan->groups * sizeof *plan->group +
+    return weight_table_bytes(&plan->table) + (size_t)plan->uses * sizeof *plan->local +
+           (size_t)plan->units * sizeof *plan->unit + (size_t)plan->groups * sizeof *plan->group +
            (size_t)plan->segment_floats * sizeof(float) * (size_t)lanes;
 }
 
@@ -151,163 +150,126 @@ static status make_units(backend_weights *w, errbuf *err)
     return STATUS_OK;
 }
 
-/* Where the lists of each unit have got to while they are counted or written. */
-typedef struct list_cursor {
-    int64_t uses, runs;
-    float scale;
-} list_cursor;
-
-/* A walk over all uses in order of position: the first counts, the second writes. */
-typedef struct walk {
-    reduce_plan *plan;
-    const reduce_group *group;
-    list_cursor *cursor;
-    int64_t use; /* within the group */
-    bool write;
-} walk;
-
-/* Hands use `entry`, which reads float `from` of the gradients, to its unit. */
-static inline void take_use(walk *k, int64_t segment, uint32_t entry, float scale, int64_t from)
+/* Walks all uses in order of position. Counting: next[unit] counts the unit's uses. Sorting:
+ * next[unit] is where the unit's next use goes, and the use's entry becomes that place. */
+static void walk_uses(backend_weights *w, const ordered_kernel *order, uint32_t *entries,
+                      int64_t *next, bool sort)
 {
-    const reduce_group *g = k->group;
-    uint32_t element = (entry & ~RING_SIGN_BIT) - (uint32_t)g->source;
-    list_cursor *c = &k->cursor[g->first_unit + (element >> SPAN_BITS) * g->segments + segment];
-    bool new_run = !(c->scale == scale);
-    c->scale = scale;
-    c->runs += new_run;
-    if (k->write) {
-        reduce_run *run = &k->plan->run[c->runs - 1];
-        if (new_run)
-            *run = (reduce_run){scale, 0};
-        run->count++;
-        k->plan->from[c->uses] = (uint32_t)from;
-        k->plan->local[c->uses] = (uint16_t)((element & (SPAN_ELEMENTS - 1)) |
-                                             (entry & RING_SIGN_BIT ? SPAN_ELEMENTS : 0));
-    }
-    c->uses++;
-}
-
-static status walk_kernel(walk *k, const weights_kernel *kernel, const float *scales,
-                          const uint32_t *entry, errbuf *err)
-{
-    const weight_layout *form = &kernel->layout[ONEDNN_BACKWARD_WEIGHTS];
-    const kernel_shape *s = &kernel->shape;
-    const int spots = s->kh * s->kw;
-    int64_t segment = k->use / k->group->segment, end = (segment + 1) * k->group->segment;
-    int64_t *spatial = weights_spatial(form);
-    if (!spatial)
-        return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory building reduction lists");
-    for (int o = 0; o < s->out; o++) {
-        float scale = scales ? scales[o] : 1.0f;
-        int64_t at_out = kernel->at[ONEDNN_BACKWARD_WEIGHTS] + weights_offset(form, o, 0, 0, 0);
-        for (int i = 0; i < s->in; i++) {
-            int64_t at = at_out + weight_layout_part(form, DIM_IN, i);
-            for (int x = 0; x < spots; x++, entry++, k->use++) {
-                if (k->use == end) {
-                    segment++;
-                    end += k->group->segment;
-                }
-                if ((*entry & ~RING_SIGN_BIT) != RING_ZERO_WEIGHT)
-                    take_use(k, segment, *entry, scale, at + spatial[x]);
-            }
-        }
-    }
-    free(spatial);
-    return STATUS_OK;
-}
-
-static status walk_uses(backend_weights *w, const ordered_kernel *order,
-                        const weight_source *sources, const uint32_t *entries, list_cursor *cursor,
-                        bool write, errbuf *err)
-{
-    walk k = {.plan = &w->reduce, .group = w->reduce.group, .cursor = cursor, .write = write};
+    reduce_plan *plan = &w->reduce;
+    const reduce_group *g = plan->group;
+    int64_t use = 0; /* within the group */
     for (int n = 0; n < w->kernels; n++) {
         const weights_kernel *kernel = &w->kernel[order[n].kernel];
         if (n > 0 && order[n - 1].source != order[n].source) {
-            k.group++;
-            k.use = 0;
+            g++;
+            use = 0;
         }
-        if (has_gradient(w, order[n].kernel))
-            TRY(walk_kernel(&k, kernel, sources[order[n].kernel].scale,
-                            entries + kernel->first_entry, err));
+        if (!has_gradient(w, order[n].kernel))
+            continue;
+        uint32_t *entry = entries + kernel->first_entry;
+        const uint32_t *end = entry + kernel_elements(kernel->shape);
+        int64_t segment = use / g->segment, left = (segment + 1) * g->segment - use;
+        use += end - entry;
+        for (; entry < end; entry++, left--) {
+            if (left == 0) {
+                segment++;
+                left = g->segment;
+            }
+            uint32_t element = (*entry & ~RING_SIGN_BIT) - (uint32_t)g->source;
+            if ((*entry & ~RING_SIGN_BIT) == RING_ZERO_WEIGHT)
+                continue;
+            int64_t place = next[g->first_unit + (element >> SPAN_BITS) * g->segments + segment]++;
+            if (sort) {
+                plan->local[place] = (uint16_t)element;
+                *entry = (*entry & RING_SIGN_BIT) | (uint32_t)place;
+            }
+        }
     }
-    return STATUS_OK;
 }
 
-/* Turns counts into places, and sets the cursors to them. */
-static void place_lists(reduce_plan *plan, list_cursor *cursor)
+/* Turns counts into places. */
+static status place_uses(backend_weights *w, int64_t *next, errbuf *err)
 {
+    reduce_plan *plan = &w->reduce;
+    const int lanes = w->cpu->base.options.lanes;
     for (int64_t n = 0; n < plan->units; n++) {
-        reduce_unit *u = &plan->unit[n];
-        u->first_use = plan->uses;
-        u->first_run = plan->runs;
-        u->runs = cursor[n].runs;
-        plan->uses += cursor[n].uses;
-        plan->runs += cursor[n].runs;
-        cursor[n] = (list_cursor){u->first_use, u->first_run, NAN};
+        plan->unit[n].first_use = plan->uses;
+        plan->unit[n].uses = next[n];
+        plan->uses += next[n];
+        next[n] = plan->unit[n].first_use;
     }
-}
-
-static status allocate_lists(reduce_plan *plan, int lanes, errbuf *err)
-{
-    plan->from = cpu_memory((size_t)plan->uses * sizeof *plan->from);
+    if (plan->uses >= RING_ZERO_WEIGHT)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "%lld weights: the cpu backend reduces fewer "
+                          "than %u",
+                          (long long)plan->uses, RING_ZERO_WEIGHT);
     plan->local = cpu_memory((size_t)plan->uses * sizeof *plan->local);
-    plan->run = cpu_memory((size_t)plan->runs * sizeof *plan->run);
     plan->segments = calloc((size_t)lanes, sizeof *plan->segments);
-    bool ok = plan->from && plan->local && plan->run && plan->segments;
+    bool ok = plan->local && plan->segments;
     for (int l = 0; ok && plan->segment_floats > 0 && l < lanes; l++) {
         plan->segments[l] = cpu_memory((size_t)plan->segment_floats * sizeof(float));
         ok = plan->segments[l] != NULL;
     }
-    if (ok)
-        return STATUS_OK;
-    return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory: reduction lists of %lld uses",
-                      (long long)plan->uses);
+    if (!ok)
+        return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory: reduction lists of %lld uses",
+                          (long long)plan->uses);
+    for (int l = 0; l < lanes; l++) /* the sorted uses of a lane */
+        TRY(cpu_reserve_scratch(w->cpu, l, (size_t)plan->uses * sizeof(float), err));
+    return STATUS_OK;
 }
 
-status reduce_plan_build(backend_weights *w, const weight_source *sources, const uint32_t *entries,
+/* The table of places, in the order of the gradients. */
+static status make_table(backend_weights *w, const weight_source *sources, const uint32_t *places,
+                         errbuf *err)
+{
+    weight_table *table = &w->reduce.table;
+    const int pass = ONEDNN_BACKWARD_WEIGHTS;
+    TRY(weight_table_init(table, w->grad_floats, err));
+    for (int k = 0; k < w->kernels; k++) {
+        const weights_kernel *kernel = &w->kernel[k];
+        if (has_gradient(w, k))
+            TRY(weight_table_add(table, &kernel->shape, &kernel->layout[pass], kernel->at[pass], -1,
+                                 places + kernel->first_entry, sources[k].scale,
+                                 w->cpu->base.options.threads, err));
+    }
+    return STATUS_OK;
+}
+
+status reduce_plan_build(backend_weights *w, const weight_source *sources, uint32_t *entries,
                          errbuf *err)
 {
     reduce_plan *plan = &w->reduce;
     ordered_kernel *order = NULL;
-    list_cursor *cursor = NULL;
+    int64_t *next = NULL;
     status st = order_kernels(w, sources, &order, err);
     if (st != STATUS_OK)
         return st;
     TRY_GOTO(make_groups(w, order, err), st, done);
     TRY_GOTO(make_units(w, err), st, done);
-    cursor = calloc((size_t)plan->units + 1, sizeof *cursor);
-    if (!cursor) {
+    next = calloc((size_t)plan->units + 1, sizeof *next);
+    if (!next) {
         st = errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory building reduction lists");
         goto done;
     }
-    for (int64_t u = 0; u < plan->units; u++)
-        cursor[u].scale = NAN;
-    TRY_GOTO(walk_uses(w, order, sources, entries, cursor, false, err), st, done);
-    place_lists(plan, cursor);
-    TRY_GOTO(allocate_lists(plan, w->cpu->base.options.lanes, err), st, done);
-    st = walk_uses(w, order, sources, entries, cursor, true, err);
+    walk_uses(w, order, entries, next, false);
+    TRY_GOTO(place_uses(w, next, err), st, done);
+    walk_uses(w, order, entries, next, true);
+    st = make_table(w, sources, entries, err);
 done:
-    free(cursor);
+    free(next);
     free(order);
     return st;
 }
 
 /* ---- running ---- */
 
-static void sum_unit(const reduce_plan *plan, const reduce_unit *u, const float *dw, float *to)
+static void sum_unit(const reduce_plan *plan, const reduce_unit *u, const float *sorted, float *to)
 {
-    const uint32_t *from = plan->from + u->first_use;
     const uint16_t *local = plan->local + u->first_use;
+    const float *use = sorted + u->first_use;
     memset(to, 0, (size_t)u->elements * sizeof *to);
-    for (int64_t r = 0; r < u->runs; r++) {
-        const reduce_run *run = &plan->run[u->first_run + r];
-        const float scales[2] = {run->scale, -run->scale};
-        for (uint32_t k = 0; k < run->count; k++)
-            to[local[k] & (SPAN_ELEMENTS - 1)] += scales[local[k] >> SPAN_BITS] * dw[from[k]];
-        from += run->count;
-        local += run->count;
-    }
+    for (int64_t k = 0; k < u->uses; k++)
+        to[local[k]] += use[k];
 }
 
 /* Adds the segments of elements first .. end-1 in a binary tree. */
@@ -331,14 +293,27 @@ status cpu_weights_reduce(backend_weights *w, int lane, float *grad)
     if (!w->committed || lane < 0 || lane >= w->cpu->base.options.lanes)
         return cpu_fail(w->cpu, 0, STATUS_BAD_INPUT, "weights cannot be reduced %s",
                         w->committed ? "in a lane that is not there" : "before commit");
-    const float *dw = w->grads[lane];
+    const weight_table *t = &plan->table;
+    float *sorted = (float *)(void *)w->cpu->lane[lane].scratch;
     float *segments = plan->segments[lane];
 #pragma omp parallel num_threads(cpu_threads(w->cpu))
     {
 #pragma omp for schedule(dynamic, 1)
+        for (int n = 0; n < t->chunks; n++) {
+            const weight_chunk *c = &t->chunk[n];
+            const scatter_args args = {.table = t->entry + c->table,
+                                       .from = w->grads[lane] + c->at,
+                                       .scale = t->scales + c->scale,
+                                       .period = c->period,
+                                       .length = c->length,
+                                       .holes = c->holes,
+                                       .to = sorted};
+            w->cpu->simd->scatter(&args);
+        }
+#pragma omp for schedule(dynamic, 1)
         for (int64_t n = 0; n < plan->units; n++) {
             const reduce_unit *u = &plan->unit[n];
-            sum_unit(plan, u, dw, (u->segmented ? segments : grad) + u->to);
+            sum_unit(plan, u, sorted, (u->segmented ? segments : grad) + u->to);
         }
         for (int i = 0; i < plan->groups; i++) {
             const reduce_group *g = &plan->group[i];
