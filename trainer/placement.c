@@ -30,6 +30,7 @@ static void choose_cores(const comm *c, const rank_place *all, cpu_set_t *ret_co
     *ret_cores = mine->mask;
     if (!is_common || peers == 1)
         return;
+    ASSERT(peers > 0); /* this rank is one */
     int cores = CPU_COUNT(&mine->mask), each = cores / peers, seen = 0;
     CPU_ZERO(ret_cores);
     for (int core = 0; core < CPU_SETSIZE; core++) {

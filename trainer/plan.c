@@ -54,16 +54,18 @@ status plan_share(comm *c, char **text, errbuf *err)
     TRY(c->ops->broadcast(c, &length, sizeof length, 0, err));
     if (length < 0)
         return STATUS_OK;
-    char *copy = *text;
-    if (c->rank != 0)
-        copy = calloc((size_t)length + 1, 1);
+    const bool receives = c->rank != 0;
+    char *copy = receives ? calloc((size_t)length + 1, 1) : *text;
     status st =
         copy ? STATUS_OK : errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory sharing the plan");
-    TRY(comm_agree(c, st, err));
-    st = c->ops->broadcast(c, copy, length, 0, err);
-    if (c->rank != 0) {
+    st = comm_agree(c, st, err);
+    if (st == STATUS_OK)
+        st = c->ops->broadcast(c, copy, length, 0, err);
+    if (receives && st == STATUS_OK) {
         free(*text);
         *text = copy;
+    } else if (receives) {
+        free(copy);
     }
     return st;
 }

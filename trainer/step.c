@@ -516,6 +516,7 @@ status stepper_evaluate(stepper *s, loader *l, loss_sums *ret_sums, int64_t *ret
     else
         st = evaluate_local(s, l, mine, &skipped, report, ctx, err);
     TRY_GOTO(comm_agree(c, st, err), st, cleanup);
+    ASSERT(mine && all && all_skipped); /* or comm_agree had said so */
     TRY_GOTO(c->ops->all_gather(c, mine, most * (int64_t)sizeof *mine, all, err), st, cleanup);
     TRY_GOTO(c->ops->all_gather(c, &skipped, sizeof skipped, all_skipped, err), st, cleanup);
     loss_sums total = {0};

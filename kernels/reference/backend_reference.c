@@ -32,7 +32,7 @@ static bool reference_available(void)
 static status check_plan(const cJSON *plan, errbuf *err)
 {
     const cJSON *name = plan ? cJSON_GetObjectItemCaseSensitive(plan, "backend") : NULL;
-    if (cJSON_IsString(name) && strcmp(name->valuestring, "reference") != 0)
+    if (name && cJSON_IsString(name) && strcmp(name->valuestring, "reference") != 0)
         return errbuf_set(err, STATUS_BAD_INPUT,
                           "the plan is for backend '%s', this is reference: give another plan or "
                           "backend.plan default",

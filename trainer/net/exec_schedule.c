@@ -64,6 +64,7 @@ static void touch(planner *p, int item, int time)
 {
     if (item == NO_ITEM)
         return;
+    ASSERT(p->s->items != NULL); /* `item` is one of them */
     memory_item *i = &p->s->items[item];
     if (time < i->first)
         i->first = time;
@@ -138,6 +139,7 @@ static status backward_bn(planner *p, int i, errbuf *err)
     const net_node *n = &p->net->node[i];
     exec_step *s = &p->s->steps[i];
     int time = 2 * p->net->nodes - i;
+    /* NOLINTNEXTLINE(clang-analyzer-core.uninitialized.Branch): new_item sets its element */
     if (p->shared[s->dy1] && s->dy2 != NO_ITEM && !p->shared[s->dy2]) {
         int swap = s->dy1;
         s->dy1 = s->dy2;

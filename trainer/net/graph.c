@@ -37,6 +37,7 @@ static status reserve(void *array, int count, int extra, size_t size, errbuf *er
     size_t needed = capacity_of(count + extra);
     if (needed == capacity_of(count))
         return STATUS_OK;
+    ASSERT(needed > 0);
     grown = realloc(old, needed * size);
     if (!grown)
         return errbuf_set(err, STATUS_OUT_OF_MEMORY, "no memory for %zu bytes of the network graph",
