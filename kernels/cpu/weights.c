@@ -47,7 +47,8 @@ void cpu_weights_destroy(backend_weights **weights)
         free(w->kernel[k].writers);
     for (int l = 0; w->grads && l < lanes; l++)
         free(w->grads[l]);
-    weight_table_fini(&w->expand);
+    weight_table_fini(&w->direct);
+    free(w->sorted);
     reduce_plan_fini(&w->reduce, lanes);
     free(w->values);
     free(w->grads);
@@ -179,8 +180,8 @@ size_t cpu_weights_bytes(const backend_weights *w)
 {
     const int lanes = w->cpu->base.options.lanes;
     size_t floats = (size_t)w->value_floats + (size_t)w->grad_floats * (size_t)lanes;
-    return floats * sizeof(float) + weight_table_bytes(&w->expand) +
-           reduce_plan_bytes(&w->reduce, lanes);
+    return floats * sizeof(float) + weight_table_bytes(&w->direct) +
+           (size_t)w->sorted_chunks * sizeof *w->sorted + reduce_plan_bytes(&w->reduce, lanes);
 }
 
 /* ---- reading ---- */

@@ -144,6 +144,7 @@ static status make_units(backend_weights *w, errbuf *err)
             int64_t first = n / g->segments * SPAN_ELEMENTS, segment = n % g->segments;
             u->elements = (int)min_int64(SPAN_ELEMENTS, g->elements - first);
             u->segmented = g->segments > 1;
+            u->source = g->source + first;
             u->to = first + (u->segmented ? g->at + segment * g->elements : g->source);
         }
     }
@@ -218,6 +219,33 @@ static status place_uses(backend_weights *w, int64_t *next, errbuf *err)
     return STATUS_OK;
 }
 
+/* Expand reads the uses of kernel k where they are sorted: it borrows the chunks from `first` on.
+ */
+static status lend_chunks(backend_weights *w, const weight_source *source, int k, int first,
+                          errbuf *err)
+{
+    const weight_table *table = &w->reduce.table;
+    const weights_kernel *kernel = &w->kernel[k];
+    const int64_t turned = expand_turned(w, kernel);
+    size_t count = (size_t)(w->sorted_chunks + table->chunks - first);
+    weight_chunk *grown = realloc(w->sorted, count * sizeof *grown);
+    if (!grown)
+        return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory building weight tables");
+    w->sorted = grown;
+    for (int n = first; n < table->chunks; n++) {
+        weight_chunk *c = &w->sorted[w->sorted_chunks++];
+        *c = table->chunk[n];
+        int64_t within = c->at - kernel->at[ONEDNN_BACKWARD_WEIGHTS];
+        c->at = kernel->at[ONEDNN_FORWARD] + within;
+        c->turned = turned < 0 ? -1 : turned + within;
+    }
+    for (int64_t n = 0; n < w->reduce.units; n++) {
+        reduce_unit *u = &w->reduce.unit[n];
+        u->spread |= u->source >= source->source && u->source < source->source + source->map->n;
+    }
+    return STATUS_OK;
+}
+
 /* The table of places, in the order of the gradients. */
 static status make_table(backend_weights *w, const weight_source *sources, const uint32_t *places,
                          errbuf *err)
@@ -227,10 +255,14 @@ static status make_table(backend_weights *w, const weight_source *sources, const
     TRY(weight_table_init(table, w->grad_floats, err));
     for (int k = 0; k < w->kernels; k++) {
         const weights_kernel *kernel = &w->kernel[k];
-        if (has_gradient(w, k))
-            TRY(weight_table_add(table, &kernel->shape, &kernel->layout[pass], kernel->at[pass], -1,
-                                 places + kernel->first_entry, sources[k].scale,
-                                 w->cpu->base.options.threads, err));
+        int first = table->chunks;
+        if (!has_gradient(w, k))
+            continue;
+        TRY(weight_table_add(table, &kernel->shape, &kernel->layout[pass], kernel->at[pass], -1,
+                             places + kernel->first_entry, sources[k].scale,
+                             w->cpu->base.options.threads, err));
+        if (expand_is_sorted(w, &sources[k], k))
+            TRY(lend_chunks(w, &sources[k], k, first, err));
     }
     return STATUS_OK;
 }
