@@ -318,6 +318,8 @@ static status write_result(train_run *run, status outcome, const errbuf *cause, 
 {
     cJSON *o = cJSON_CreateObject();
     bool stopped = outcome == STATUS_INTERRUPTED || outcome == STATUS_TERMINATED;
+    cJSON_AddStringToObject(o, "job", run->folder.job);
+    cJSON_AddNumberToObject(o, "attempt", (double)run->folder.attempt);
     cJSON_AddStringToObject(o, "name", run->s.spec.name);
     cJSON_AddStringToObject(o, "outcome",
                             outcome == STATUS_OK ? "done" : (stopped ? "stopped" : "failed"));
