@@ -41,14 +41,17 @@ done
 argument 'a job.json' || fail 'an argument with a space was split'
 argument none || fail 'ranks are bound'
 
-# A second signal does not wait for the checkpoint.
+# A second signal at once is the same request; one that comes later does not wait for the checkpoint.
 rm -f "$RECORD".*
 sed -i 's/sleep 0.3; exit 143/:/' "$work/bin/mpirun"
-"$mpitrain" -np 2 train job.json >"$work/output" 2>&1 &
+env --default-signal=INT "$mpitrain" -np 2 train job.json >"$work/output" 2>&1 &
 pid=$!
 for _ in {1..200}; do [[ ! -e $RECORD.ready ]] && sleep 0.05; done
 kill -TERM "$pid"
+kill -INT "$pid"
+sleep 3.5
 for _ in {1..200}; do [[ ! -e $RECORD.signals ]] && sleep 0.05; done
+[[ $(cat "$RECORD.signals") == USR1 ]] || fail "a doubled signal became $(cat "$RECORD.signals")"
 kill -TERM "$pid"
 code=0
 wait "$pid" || code=$?
