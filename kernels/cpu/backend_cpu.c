@@ -106,9 +106,10 @@ static status check_plan(const cJSON *conv, errbuf *err)
                                   "backward_weights)",
                                   entry->string, name);
             if (!value || (strcmp(value, "direct") != 0 && strcmp(value, "winograd") != 0))
-                return errbuf_set(err, STATUS_BAD_INPUT,
-                                  "plan: conv \"%s\", %s: unknown algorithm (direct, winograd)",
-                                  entry->string, name);
+                return errbuf_set(
+                    err, STATUS_BAD_INPUT,
+                    "plan: conv \"%s\", %s: unknown algorithm \"%s\" (direct, winograd)",
+                    entry->string, name, value ? value : "");
         }
     }
     return STATUS_OK;
