@@ -156,7 +156,7 @@ static void write_cifar(const char *path, int images)
 
 START_TEST(eval_with_moved_data)
 {
-    write_cifar(in_folder("here"), 10000);
+    write_cifar(in_folder("here"), 50);
     process p = RUN_RINGTRAIN("train", JOB, "--set", "data.kind=cifar10", "--set",
                               text("data.path=%s/here", folder), "--set", "data.subset=64", "--set",
                               "data.eval_subset=40", "--set", "model.classes=10", "--set",
