@@ -75,6 +75,13 @@ class Bench:
             command += ["--width", 8, "--batch", 16]
         return self.run(command, {**isa, "OMP_NUM_THREADS": str(self.options.threads)})
 
+    def ops(self, isa, index):
+        command = [self.build / "tests" / "bench" / "bench_ops", "--index", index]
+        command += ["--threads", self.options.threads, "--rounds", self.options.steps]
+        if self.options.smoke:
+            command += ["--width", 8, "--batch", 16, "--ring", 36864]
+        return self.run(command, isa)
+
     def small(self):
         """A network that takes no time, to see that every piece works."""
         if not self.options.smoke:
@@ -100,9 +107,10 @@ def median(results, *keys):
     return statistics.median(dig(r) for r in results)
 
 
-def ring_share(results):
+def ring_share(ops, steps):
+    """Expand and reduce, timed alone, as a share of the whole step of the same round."""
     return statistics.median(
-        (r["phases_ms"]["expand"] + r["phases_ms"]["reduce"]) / r["step_ms"] for r in results
+        (o["milliseconds"]["expand"] + o["milliseconds"]["reduce"]) / s["step_ms"] for o, s in zip(ops, steps)
     )
 
 
@@ -112,6 +120,8 @@ def measure_step(bench, isa):
     programs = {
         "even": lambda: bench.ours(isa),
         "tile": lambda: bench.ours(isa, "rpg.index=tile"),
+        "ops_even": lambda: bench.ops(isa, "even"),
+        "ops_tile": lambda: bench.ops(isa, "tile"),
         "convs": lambda: bench.convs(isa),
     }
     if bench.options.torch:
@@ -122,10 +132,10 @@ def measure_step(bench, isa):
         "images_per_second": median(r["even"], "images_per_second"),
         "images_per_second_tile": median(r["tile"], "images_per_second"),
         "convolutions_images_per_second": median(r["convs"], "images_per_second"),
-        "ring_share_even": ring_share(r["even"]),
-        "ring_share_tile": ring_share(r["tile"]),
-        "expand_ms": median(r["even"], "phases_ms", "expand"),
-        "reduce_ms": median(r["even"], "phases_ms", "reduce"),
+        "ring_share_even": ring_share(r["ops_even"], r["even"]),
+        "ring_share_tile": ring_share(r["ops_tile"], r["tile"]),
+        "expand_ms": median(r["ops_even"], "milliseconds", "expand"),
+        "reduce_ms": median(r["ops_even"], "milliseconds", "reduce"),
         "peak_rss_bytes": median(r["even"], "peak_rss_bytes"),
     }
     figures["of_convolutions"] = (
