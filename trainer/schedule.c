@@ -24,7 +24,7 @@ double schedule_lr(const spec *s, int64_t step, int64_t steps_per_epoch)
     case SCHEDULE_EXP:
         return warm * s->train.lr * pow(s->train.gamma, (double)epoch / s->train.decay_epochs);
     default: {
-        if (warm < 1 || total <= warm_steps)
+        if ((double)step < warm_steps || total <= warm_steps)
             return warm * s->train.lr;
         double t = ((double)step - warm_steps) / (total - warm_steps);
         return s->train.lr * 0.5 * (1 + cos(3.14159265358979323846 * t));
