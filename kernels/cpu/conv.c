@@ -89,12 +89,12 @@ static void shape_key(const conv_desc *d, char *key, size_t size)
              d->dilation, d->groups, d->x_layout == LAYOUT_IMAGE ? "image" : "native");
 }
 
-/* Threads of a pass. oneDNN cuts the matrix products behind plain grouped convs differently for
- * every number of threads; with one, a forward pass has the same bits on any number. */
-static int pass_threads(const backend_conv *c, bool plain)
+/* Threads of a pass. oneDNN cuts the matrix products behind plain convs differently for every
+ * number of threads; with one, a forward pass has the same bits on any number. */
+static int pass_threads(const backend_conv *c, enum onednn_pass_kind kind, bool plain)
 {
     const backend_options *options = &c->weights->cpu->base.options;
-    return options->lanes > 1 || (plain && c->desc.groups > 1) ? 1 : options->threads;
+    return options->lanes > 1 || (plain && kind == ONEDNN_FORWARD) ? 1 : options->threads;
 }
 
 /* ---- choosing ---- */
@@ -113,7 +113,7 @@ static status try_pass(const backend_conv *c, enum onednn_pass_kind kind,
     ret->layout = c->kernel->layout[kind];
     ret->plain = problem->y_block == 1;
     int threads = omp_get_max_threads();
-    omp_set_num_threads(pass_threads(c, ret->plain));
+    omp_set_num_threads(pass_threads(c, kind, ret->plain));
     status st = onednn_pass_create(c->weights->cpu->dnn, problem, kind, algorithm, &ret->layout,
                                    &ret->pass, err);
     omp_set_num_threads(threads);
@@ -121,7 +121,8 @@ static status try_pass(const backend_conv *c, enum onednn_pass_kind kind,
 }
 
 /* Seconds that a pass takes on scratch tensors: the fastest of a few runs; < 0: no memory. */
-static double time_pass(const backend_conv *c, const onednn_problem *p, const candidate *a)
+static double time_pass(const backend_conv *c, enum onednn_pass_kind kind, const onednn_problem *p,
+                        const candidate *a)
 {
     const size_t x = (size_t)p->n * (size_t)p->in * (size_t)p->h * (size_t)p->w;
     const size_t y = (size_t)p->n * (size_t)p->out * (size_t)p->oh * (size_t)p->ow;
@@ -132,7 +133,7 @@ static double time_pass(const backend_conv *c, const onednn_problem *p, const ca
     double best = -1;
     bool ok = memory[0] && memory[1] && memory[2] && memory[3] && memory[4];
     int threads = omp_get_max_threads();
-    omp_set_num_threads(pass_threads(c, a->plain));
+    omp_set_num_threads(pass_threads(c, kind, a->plain));
     for (int run = 0; ok && run < 5; run++) {
         struct timespec begin, end;
         clock_gettime(CLOCK_MONOTONIC, &begin);
@@ -187,7 +188,8 @@ static status choose_native(backend_conv *c, enum onednn_pass_kind kind,
     }
     bool take_direct = !winograd.pass;
     if (direct.pass && winograd.pass) {
-        double slow = time_pass(c, problem, &direct), fast = time_pass(c, problem, &winograd);
+        double slow = time_pass(c, kind, problem, &direct),
+               fast = time_pass(c, kind, problem, &winograd);
         take_direct = slow >= 0 && fast >= 0 && slow < fast;
     }
     onednn_pass_destroy(take_direct ? &winograd.pass : &direct.pass);
@@ -293,7 +295,7 @@ static status create_passes(backend_conv *c, errbuf *err)
         c->pass[kind] = (conv_pass){.pass = chosen.pass,
                                     .plain_x = chosen.plain && c->desc.x_layout != LAYOUT_IMAGE,
                                     .plain_y = chosen.plain,
-                                    .threads = pass_threads(c, chosen.plain)};
+                                    .threads = pass_threads(c, kind, chosen.plain)};
         c->kernel->layout[kind] = chosen.layout;
         TRY(record_choice(c->weights->cpu, key, kind, algorithm, err));
     }

@@ -266,24 +266,26 @@ INLINE void expand_plain(const expand_args *a, bool holes, bool stream)
         a->to[k] = a->scale[at] * lookup(a->table[k], a->params);
 }
 
-/* Transposes the B x B matrix whose rows are r[0 .. B-1]. */
+/* The first or the last halves of two vectors, interleaved. */
+#if SIMD_BLOCK == 16
+#define INTERLEAVE_LOW(a, b) \
+    __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define INTERLEAVE_HIGH(a, b) \
+    __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#else
+#define INTERLEAVE_LOW(a, b)  __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#endif
+
+/* Transposes the B x B matrix whose rows are r[0 .. B-1]: interleaving rows i and i + B/2 is a
+ * perfect shuffle of its elements, and log2(B) of them exchange rows and columns. */
 INLINE void transpose(vecf r[B])
 {
-    /* interleaving rows i and i + B/2 turns the matrix in log2(B) rounds of perfect shuffles */
-#if defined(__AVX512F__)
-    const veci low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    const veci high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const int rounds = 4;
-#else
-    const veci low = {0, 8, 1, 9, 2, 10, 3, 11};
-    const veci high = {4, 12, 5, 13, 6, 14, 7, 15};
-    const int rounds = 3;
-#endif
-    for (int round = 0; round < rounds; round++) {
+    for (int round = 1; round < B; round *= 2) {
         vecf t[B];
         for (int i = 0; i < B / 2; i++) {
-            t[2 * i] = __builtin_shuffle(r[i], r[i + B / 2], low);
-            t[2 * i + 1] = __builtin_shuffle(r[i], r[i + B / 2], high);
+            t[2 * i] = INTERLEAVE_LOW(r[i], r[i + B / 2]);
+            t[2 * i + 1] = INTERLEAVE_HIGH(r[i], r[i + B / 2]);
         }
         for (int i = 0; i < B; i++)
             r[i] = t[i];
