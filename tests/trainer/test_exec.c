@@ -106,6 +106,7 @@ static net *residual_net(void)
     y = bn(&b, "bn1", y, true, -1);
     y = conv(&b, "c2", y, kernel(&b, "c2.weight", 5, 4, 3, true), 3, 1, false);
     y = bn(&b, "bn2", y, true, skip);
+    y = bn(&b, "bn3", y, true, -1); /* over a ReLU whose output is its mask */
     head(&b, "fc", y);
     return finish(&b);
 }
@@ -244,7 +245,7 @@ START_TEST(gradients_are_differences)
     backward(&p);
     double off = 0, norm = 0;
     for (int64_t i = 0; i < p.net->param_elements; i++) {
-        const float step = 2e-4f, at = p.params[i];
+        const float step = 1e-4f, at = p.params[i];
         double loss[2];
         for (int side = 0; side < 2; side++) {
             p.params[i] = side ? at + step : at - step;
@@ -255,7 +256,7 @@ START_TEST(gradients_are_differences)
         double expected = (loss[1] - loss[0]) / width, error = fabs(p.grad[i] - expected);
         off += error * error;
         norm += expected * expected;
-        ck_assert_msg(error < 0.02 + 0.1 * fabs(expected), "parameter %d: %g, differences say %g",
+        ck_assert_msg(error < 0.03 + 0.1 * fabs(expected), "parameter %d: %g, differences say %g",
                       (int)i, (double)p.grad[i], expected);
     }
     ck_assert_msg(off < 1e-4 * norm, "gradients are off by %g", sqrt(off / norm));
