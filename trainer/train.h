@@ -42,7 +42,7 @@ typedef struct train_run {
     attempt_file attempt; /* under an agent */
     bool has_attempt;
     attempt_progress beat; /* closed (updates go nowhere) when alone */
-    run_folder folder; /* rank 0 */
+    run_folder folder;     /* rank 0 */
     bool has_folder;
     stepper_state host; /* host copies of what a checkpoint holds */
     train_state state;

@@ -360,6 +360,7 @@ static void max_pool(const pool_window *w, const float *x, float *y, uint8_t *ch
                 if (iy < 0 || iy >= w->h || ix < 0 || ix >= w->w)
                     continue;
                 vecf v = load(x + ((int64_t)iy * w->w + ix) * B);
+                /* NOLINTNEXTLINE(misc-redundant-expression): NaN is what differs from itself */
                 veci better = first ? (veci){0} - 1 : (v > best) | (v != v);
                 best = (vecf)(((veci)v & better) | ((veci)best & ~better));
                 taken = (k & better) | (taken & ~better);

@@ -97,6 +97,7 @@ static bool has_gradient(const backend_weights *w, int kernel)
 /* How a ring of `n` elements with `uses` uses is cut. */
 static void cut_group(reduce_group *g)
 {
+    ASSERT(g->elements > 0);
     g->partitions = (g->elements + SPAN_ELEMENTS - 1) / SPAN_ELEMENTS;
     int64_t for_sums = (g->uses + SEGMENT_USES * g->elements - 1) / (SEGMENT_USES * g->elements);
     int64_t for_threads = (WANTED_UNITS + g->partitions - 1) / g->partitions;

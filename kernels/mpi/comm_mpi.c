@@ -129,9 +129,9 @@ static status mpi_all_reduce_int64(comm *c, int64_t *data, int64_t count, errbuf
 static status mpi_all_gather(comm *c, const void *mine, int64_t bytes, void *all, errbuf *err)
 {
     ASSERT(bytes * c->size <= INT32_MAX);
-    return from_mpi(MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE,
-                                  MPI_COMM_WORLD),
-                    "MPI_Allgather", err);
+    return from_mpi(
+        MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD),
+        "MPI_Allgather", err);
 }
 
 static status mpi_broadcast(comm *c, void *data, int64_t bytes, int root, errbuf *err)
@@ -175,9 +175,9 @@ static const comm_ops mpi_ops = {
 static status find_local(comm *c, errbuf *err)
 {
     MPI_Comm local;
-    TRY(from_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL,
-                                     &local),
-                 "MPI_Comm_split_type", err));
+    TRY(from_mpi(
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL, &local),
+        "MPI_Comm_split_type", err));
     MPI_Comm_rank(local, &c->local_rank);
     MPI_Comm_size(local, &c->local_size);
     MPI_Comm_free(&local);
