@@ -3,8 +3,9 @@
  *
  * Statistics are taken in fixed pieces (images and pixels of one channel block, chosen by shape
  * alone), each summed in float around its own mean and combined in double in piece order: the same
- * bits for any number of threads. Channel blocks are taken in waves that stay in the caches between
- * the pass that sums and the pass that writes.
+ * bits for any number of threads. Threads take whole channel blocks where there are enough of them,
+ * else share the pieces of a wave of blocks; either stays in the caches between summing and
+ * writing.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -92,6 +93,63 @@ static float *coefficients(const backend_bn *b, int which, int cb)
     return b->coefficient + ((int64_t)which * b->blocks + cb) * b->block;
 }
 
+/* ---- the three stages of a pass ---- */
+
+/* Both passes take sums of every piece of a channel block, then finish each of its channels, then
+ * write every piece. */
+typedef struct bn_stages {
+    void (*sum)(const backend_bn *b, const void *args, int cb, int piece);
+    void (*finish)(const backend_bn *b, const void *args, int cb, int lane);
+    void (*write)(const backend_bn *b, const void *args, int cb, int piece);
+} bn_stages;
+
+/* A thread takes a whole channel block: nobody waits for anybody. */
+static void run_by_block(const backend_bn *b, const bn_stages *stages, const void *args,
+                         int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int cb = 0; cb < b->blocks; cb++) {
+        for (int piece = 0; piece < b->pieces; piece++)
+            stages->sum(b, args, cb, piece);
+        for (int lane = 0; lane < b->block; lane++)
+            stages->finish(b, args, cb, lane);
+        for (int piece = 0; piece < b->pieces; piece++)
+            stages->write(b, args, cb, piece);
+    }
+}
+
+/* All threads work on the pieces of a wave of blocks. */
+static void run_by_piece(const backend_bn *b, const bn_stages *stages, const void *args,
+                         int threads)
+{
+#pragma omp parallel num_threads(threads)
+    for (int first = 0; first < b->blocks; first += b->wave) {
+        int end = (int)min_int64(b->blocks, first + b->wave);
+#pragma omp for collapse(2) schedule(static)
+        for (int cb = first; cb < end; cb++) {
+            for (int piece = 0; piece < b->pieces; piece++)
+                stages->sum(b, args, cb, piece);
+        }
+#pragma omp for collapse(2) schedule(static)
+        for (int cb = first; cb < end; cb++) {
+            for (int lane = 0; lane < b->block; lane++)
+                stages->finish(b, args, cb, lane);
+        }
+#pragma omp for collapse(2) schedule(static) nowait
+        for (int cb = first; cb < end; cb++) {
+            for (int piece = 0; piece < b->pieces; piece++)
+                stages->write(b, args, cb, piece);
+        }
+    }
+}
+
+static void run_stages(const backend_bn *b, const bn_stages *stages, const void *args)
+{
+    int threads = cpu_threads(b->cpu);
+    bool even = b->blocks % threads == 0 || b->blocks >= 8 * threads;
+    (even ? run_by_block : run_by_piece)(b, stages, args, threads);
+}
+
 /* ---- forward ---- */
 
 /* What all threads of a forward pass work on. */
@@ -100,9 +158,19 @@ typedef struct forward_args {
     float *y, *saved, *stats;
 } forward_args;
 
-/* Mean, scale and shift of one channel from the moments of its pieces; Chan's formula in double. */
-static void finish_channel(const backend_bn *b, const forward_args *a, int cb, int lane)
+static void moments_piece(const backend_bn *b, const void *args, int cb, int piece)
 {
+    const forward_args *a = args;
+    slab s;
+    const float *from = a->x + piece_slab(b, cb, piece, &s);
+    float *part = piece_partial(b, cb, piece);
+    b->cpu->simd->bn_moments(&s, from, part, part + b->block, part + 2 * b->block);
+}
+
+/* Mean, scale and shift of one channel from the moments of its pieces; Chan's formula in double. */
+static void finish_channel(const backend_bn *b, const void *args, int cb, int lane)
+{
+    const forward_args *a = args;
     int c = cb * b->block + lane, channels = b->desc.x.c;
     double count = 0, mean = 0, square = 0;
     for (int piece = 0; c < channels && piece < b->pieces; piece++) {
@@ -134,8 +202,9 @@ static void finish_channel(const backend_bn *b, const forward_args *a, int cb, i
     a->stats[channels + c] = (float)(square / (count > 1 ? count - 1 : count));
 }
 
-static void apply_piece(const backend_bn *b, const forward_args *a, int cb, int piece)
+static void apply_piece(const backend_bn *b, const void *args, int cb, int piece)
 {
+    const forward_args *a = args;
     slab s;
     int64_t at = piece_slab(b, cb, piece, &s);
     b->cpu->simd->bn_apply(&s, a->x + at, a->residual ? a->residual + at : NULL,
@@ -148,29 +217,7 @@ status cpu_bn_forward_train(backend_bn *b, const float *x, const float *residual
                             float *stats)
 {
     const forward_args a = {x, b->desc.residual ? residual : NULL, gamma, beta, y, saved, stats};
-#pragma omp parallel num_threads(cpu_threads(b->cpu))
-    for (int first = 0; first < b->blocks; first += b->wave) {
-        int end = (int)min_int64(b->blocks, first + b->wave);
-#pragma omp for collapse(2) schedule(static)
-        for (int cb = first; cb < end; cb++) {
-            for (int piece = 0; piece < b->pieces; piece++) {
-                slab s;
-                const float *from = a.x + piece_slab(b, cb, piece, &s);
-                float *part = piece_partial(b, cb, piece);
-                b->cpu->simd->bn_moments(&s, from, part, part + b->block, part + 2 * b->block);
-            }
-        }
-#pragma omp for collapse(2) schedule(static)
-        for (int cb = first; cb < end; cb++) {
-            for (int lane = 0; lane < b->block; lane++)
-                finish_channel(b, &a, cb, lane);
-        }
-#pragma omp for collapse(2) schedule(static)
-        for (int cb = first; cb < end; cb++) {
-            for (int piece = 0; piece < b->pieces; piece++)
-                apply_piece(b, &a, cb, piece);
-        }
-    }
+    run_stages(b, &(bn_stages){moments_piece, finish_channel, apply_piece}, &a);
     return STATUS_OK;
 }
 
@@ -204,8 +251,9 @@ typedef struct backward_args {
 
 /* Sums of one channel, and with them the coefficients of dx = dz * scale - (x-mean) * slope - shift
  */
-static void finish_gradients(const backend_bn *b, const backward_args *a, int cb, int lane)
+static void finish_gradients(const backend_bn *b, const void *args, int cb, int lane)
 {
+    const backward_args *a = args;
     int c = cb * b->block + lane, channels = b->desc.x.c;
     double count = (double)b->desc.x.n * b->pixels, sum = 0, product = 0, scale = 0, rstd = 0;
     if (c < channels) {
@@ -225,8 +273,9 @@ static void finish_gradients(const backend_bn *b, const backward_args *a, int cb
     coefficients(b, 3, cb)[lane] = (float)(scale * sum / count);
 }
 
-static void sum_piece(const backend_bn *b, const backward_args *a, int cb, int piece)
+static void sum_piece(const backend_bn *b, const void *args, int cb, int piece)
 {
+    const backward_args *a = args;
     slab s;
     int64_t at = piece_slab(b, cb, piece, &s);
     float *part = piece_partial(b, cb, piece);
@@ -235,8 +284,9 @@ static void sum_piece(const backend_bn *b, const backward_args *a, int cb, int p
                                    part, part + b->block);
 }
 
-static void gradient_piece(const backend_bn *b, const backward_args *a, int cb, int piece)
+static void gradient_piece(const backend_bn *b, const void *args, int cb, int piece)
 {
+    const backward_args *a = args;
     slab s;
     int64_t at = piece_slab(b, cb, piece, &s);
     b->cpu->simd->bn_backward_apply(&s, a->x + at, a->dz + at, coefficients(b, 0, cb),
@@ -252,24 +302,6 @@ status cpu_bn_backward(backend_bn *b, const float *x, const float *y, const floa
     float *mean = coefficients(b, 0, 0);
     for (int c = 0; c < b->blocks * b->block; c++)
         mean[c] = c < b->desc.x.c ? saved[c] : 0;
-#pragma omp parallel num_threads(cpu_threads(b->cpu))
-    for (int first = 0; first < b->blocks; first += b->wave) {
-        int end = (int)min_int64(b->blocks, first + b->wave);
-#pragma omp for collapse(2) schedule(static)
-        for (int cb = first; cb < end; cb++) {
-            for (int piece = 0; piece < b->pieces; piece++)
-                sum_piece(b, &a, cb, piece);
-        }
-#pragma omp for collapse(2) schedule(static)
-        for (int cb = first; cb < end; cb++) {
-            for (int lane = 0; lane < b->block; lane++)
-                finish_gradients(b, &a, cb, lane);
-        }
-#pragma omp for collapse(2) schedule(static)
-        for (int cb = first; cb < end; cb++) {
-            for (int piece = 0; piece < b->pieces; piece++)
-                gradient_piece(b, &a, cb, piece);
-        }
-    }
+    run_stages(b, &(bn_stages){sum_piece, finish_gradients, gradient_piece}, &a);
     return STATUS_OK;
 }
