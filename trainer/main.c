@@ -2,11 +2,15 @@
  * ringtrain: trains, evaluates and measures ring-backed networks. This file reads the command line,
  * runs one command, prints its error line and turns its status into the exit code (FORMATS 5).
  */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "trainer/command.h"
+
+#define RANK_0_SECONDS 3
 
 static const command *const commands[] = {
     &command_train, &command_eval,    &command_info,
@@ -141,13 +145,25 @@ static status read_options(reader *r, command_options *o, errbuf *err)
     return STATUS_OK;
 }
 
-/* Ranks of a world agree on one error; the lowest prints it. */
+/* Ranks of a world agree on one error; rank 0 prints it. */
 static bool is_quiet_rank(void)
 {
     const char *rank = getenv("OMPI_COMM_WORLD_RANK");
     if (!rank)
         rank = getenv("PMIX_RANK");
     return rank && strcmp(rank, "0") != 0;
+}
+
+/* A launcher ends all ranks as soon as one has failed: rank 0, which says why, must be that one. A
+ * rank that is still there after a while has failed alone, and says so itself. */
+static void let_rank_0_fail_first(void)
+{
+    struct timespec a_while = {.tv_sec = RANK_0_SECONDS};
+    sigset_t end;
+    sigemptyset(&end);
+    sigaddset(&end, SIGTERM);
+    sigprocmask(SIG_UNBLOCK, &end, NULL);
+    nanosleep(&a_while, NULL);
 }
 
 static int run_command(const command *cmd, int argc, char **argv)
@@ -164,7 +180,9 @@ static int run_command(const command *cmd, int argc, char **argv)
         st = cmd->run(&options, &err);
     if (fflush(stdout) != 0 && st == STATUS_OK)
         st = errbuf_set(&err, STATUS_ENVIRONMENT, "cannot write to standard output");
-    if (st != STATUS_OK && !is_quiet_rank())
+    if (st != STATUS_OK && is_quiet_rank())
+        let_rank_0_fail_first();
+    if (st != STATUS_OK)
         fprintf(stderr, "ringtrain %s: %s\n", cmd->name, err.text[0] ? err.text : status_name(st));
     return (int)st;
 }

@@ -38,6 +38,33 @@ START_TEST(common_errors)
 }
 END_TEST
 
+/* Errors that each rank finds before it knows of the others, said once, however they race. */
+START_TEST(errors_before_the_world)
+{
+    for (int i = 0; i < 5; i++) {
+        process p = TRAIN(4, "train.epoch=1");
+        ASSERT_ERROR(&p, 2, "train.epochs");
+    }
+    write_text(in_folder("job.json"), "{");
+    process p = TRAIN(2, "train.epochs=1");
+    ASSERT_ERROR(&p, 2, "job.json");
+}
+END_TEST
+
+/* A rank that fails alone, while the others wait for it, says so itself. */
+START_TEST(error_of_one_rank_before_the_world)
+{
+    const char *const command[] = {
+        "bash", "-c",
+        text("exec %s train %s --set train.epochs=$((OMPI_COMM_WORLD_RANK == 1 ? 0 : 1))",
+             RINGTRAIN, in_folder("job.json")),
+        NULL};
+    process p = run_command((launch){.ranks = 2}, command);
+    ASSERT_ERROR(&p, 2, "train.epochs");
+    ck_assert(!exists(in_folder("run")));
+}
+END_TEST
+
 /* A PNG of 8x8 pixels. */
 static void write_image(const char *path, int shade)
 {
@@ -130,6 +157,8 @@ int main(void)
     Suite *suite = suite_create("failures");
     TCase *tcase = process_case("ranks", setup_job);
     tcase_add_test(tcase, common_errors);
+    tcase_add_test(tcase, errors_before_the_world);
+    tcase_add_test(tcase, error_of_one_rank_before_the_world);
     tcase_add_loop_test(tcase, data_error_on_one_rank, 0, 4);
     tcase_add_test(tcase, loss_runs_away);
     tcase_add_test(tcase, disk_full_while_checkpointing);
