@@ -14,6 +14,15 @@
 
 /* ---- shared helpers ---- */
 
+/* Zeroes and so takes a large block with all threads: at start-up most of the time goes into the
+ * system's handing out of pages. */
+static void zero_block(char *memory, size_t size)
+{
+#pragma omp parallel for schedule(static) if (size >= 16 * HUGE_PAGE)
+    for (size_t at = 0; at < size; at += HUGE_PAGE)
+        memset(memory + at, 0, size - at < HUGE_PAGE ? size - at : HUGE_PAGE);
+}
+
 void *cpu_memory(size_t bytes)
 {
     size_t align = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : CPU_ALIGN;
@@ -23,7 +32,7 @@ void *cpu_memory(size_t bytes)
         return NULL;
     if (align == HUGE_PAGE)
         madvise(memory, size, MADV_HUGEPAGE); /* only a hint: random access to rings likes it */
-    memset(memory, 0, size);
+    zero_block(memory, size);
     return memory;
 }
 

@@ -56,7 +56,7 @@ START_TEST(error_of_one_rank_before_the_world)
 {
     const char *const command[] = {
         "bash", "-c",
-        text("exec %s train %s --set train.epochs=$((OMPI_COMM_WORLD_RANK == 1 ? 0 : 1))",
+        text("exec '%s' train '%s' --set train.epochs=$((OMPI_COMM_WORLD_RANK == 1 ? 0 : 1))",
              RINGTRAIN, in_folder("job.json")),
         NULL};
     process p = run_command((launch){.ranks = 2}, command);
@@ -141,7 +141,7 @@ START_TEST(disk_full_while_checkpointing)
     ck_assert_int_eq(stat(in_folder("run/last.safetensors"), &info), 0);
     /* bash: mpirun's own files are larger than the limit */
     const char *const limited[] = {"bash", "-c",
-                                   text("ulimit -f %ld; exec %s train %s --set out=%s/full",
+                                   text("ulimit -f %ld; exec '%s' train '%s' --set 'out=%s/full'",
                                         (long)(info.st_size - 1) / 1024, RINGTRAIN,
                                         in_folder("job.json"), folder),
                                    NULL};
