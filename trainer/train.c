@@ -373,13 +373,15 @@ static void say_beginning(train_run *run, const resume *r)
                      (long long)run->state.step, (long long)run->total_steps);
     net_counts counts;
     net_count(run->s.net, &counts);
+    char weights[96] = "dense";
+    if (counts.generated > 0)
+        snprintf(weights, sizeof weights, "%lld generated weights from a ring of %lld",
+                 (long long)counts.generated, (long long)counts.ring);
     progress_say(&run->progress,
-                 "%s: %s, %lld generated weights from a ring of %lld, DoF %lld; batch %lld on %d "
-                 "rank%s x %d thread%s, backend %s",
-                 sp->name, run->s.net->name, (long long)counts.generated, (long long)counts.ring,
-                 (long long)counts.dof, (long long)sp->train.batch, run->comm->size,
-                 run->comm->size == 1 ? "" : "s", run->s.threads, run->s.threads == 1 ? "" : "s",
-                 run->s.be->ops->name);
+                 "%s: %s, %s, DoF %lld; batch %lld on %d rank%s x %d thread%s, backend %s",
+                 sp->name, run->s.net->name, weights, (long long)counts.dof,
+                 (long long)sp->train.batch, run->comm->size, run->comm->size == 1 ? "" : "s",
+                 run->s.threads, run->s.threads == 1 ? "" : "s", run->s.be->ops->name);
 }
 
 static void say_end(train_run *run)
