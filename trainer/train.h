@@ -30,6 +30,7 @@ CHECK_RESULT status train_job(const spec *given, const train_options *options, e
 typedef struct eval_figures {
     double top1, top5, loss; /* fractions; mean loss */
     int64_t images, epoch;   /* epoch: how many were done */
+    int64_t skipped;         /* images replaced because of data.on_error = skip */
 } eval_figures;
 
 /* A run in progress. Shared between train.c and train_loop.c only. */
@@ -49,7 +50,7 @@ typedef struct train_run {
     int64_t total_steps, first_step;
     eval_figures final;
     bool has_final, checkpoint_asked;
-    double train_seconds, last_loss, began, epoch_began;
+    double train_seconds, last_loss, epoch_began;
     int64_t epoch_first_step; /* first step of this epoch in this attempt */
     int stop_signal;
     char *last_checkpoint; /* rank 0: path, or NULL */

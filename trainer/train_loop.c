@@ -138,6 +138,7 @@ status train_evaluate(train_run *run, loader *l, eval_figures *ret, errbuf *err)
         .loss = sums.loss / count,
         .images = sums.count,
         .epoch = run->state.epoch,
+        .skipped = skipped,
     };
     return STATUS_OK;
 }
@@ -151,6 +152,7 @@ static status record_evaluation(train_run *run, const char *split, const eval_fi
     add_number(fields, "top1", f->top1);
     add_number(fields, "top5", f->top5);
     cJSON_AddNumberToObject(fields, "images", (double)f->images);
+    cJSON_AddNumberToObject(fields, "skipped", (double)f->skipped);
     return record(run, "eval", fields, err);
 }
 
@@ -285,7 +287,6 @@ static status one_step(train_run *run, bool *ret_stop, errbuf *err)
 status train_loop(train_run *run, bool *ret_stopped, errbuf *err)
 {
     bool stop = false;
-    run->began = clock_seconds();
     progress_start(&run->progress, run->s.spec.train.epochs, run->s.steps_per_epoch,
                    run->s.spec.train.batch, run->first_step);
     if (run->state.step < run->total_steps)
