@@ -31,14 +31,16 @@ class Bench:
         self.ringtrain = str(self.build / "trainer" / "ringtrain")
         self.job = str(HERE / "job.json")
         self.commands = []
+        self.caches = tempfile.TemporaryDirectory(prefix="ringmaster-bench.")
         # what stands in a report for paths of this machine
         self.hidden = {
             str(options.torch): "python",
+            self.caches.name: "CACHE",
             str(HERE.parents[1]) + "/": "",
             str(pathlib.Path(options.build).resolve().parents[1]) + "/": "",
         }
 
-    def run(self, command, environment, tries=1):
+    def run(self, command, environment):
         """One process; its JSON. Every distinct command is kept for the report."""
         shown = " ".join([f"{k}={v}" for k, v in environment.items()] + [str(c) for c in command])
         for path, name in self.hidden.items():
@@ -46,18 +48,15 @@ class Bench:
         if shown not in self.commands:
             self.commands.append(shown)
         print("bench:", shown, file=sys.stderr, flush=True)
-        for _ in range(tries):
-            done = subprocess.run(
-                [str(c) for c in command],
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-            if done.returncode == 0:
-                break
-        else:
+        done = subprocess.run(
+            [str(c) for c in command],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
             sys.exit(f"bench: exit code {done.returncode} of: {shown}")
         return json.loads(done.stdout[done.stdout.index("{") :])
 
@@ -79,7 +78,10 @@ class Bench:
         command += ["--chain"] if mode == "contiguous" else []
         if self.options.smoke:
             command += ["--width", 8, "--ring", 36864, "--batch", 16]
-        return self.run(command, isa, tries=3)  # torch.compile has been seen to crash in malloc
+        # Code compiled for one instruction set crashes or gives NaN under another, and TorchInductor
+        # finds it again in its cache: one cache for each.
+        cache = pathlib.Path(self.caches.name) / isa.get("ONEDNN_MAX_CPU_ISA", "all")
+        return self.run(command, {**isa, "TORCHINDUCTOR_CACHE_DIR": str(cache)})
 
     def convs(self, isa):
         command = [self.build / "tests" / "bench" / "bench_convs", "--rounds", self.options.steps]
