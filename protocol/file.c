@@ -15,6 +15,7 @@
 #define MAX_TEMPORARIES 10000
 #define MAX_WRITE       ((size_t)1 << 30) /* below what one write(2) takes on Linux */
 #define MIN_READ        ((size_t)1 << 12)
+#define OPEN_FILES      "/proc/self/fd"
 
 struct atomic_file {
     int fd;
@@ -143,25 +144,48 @@ void atomic_file_discard(atomic_file **f)
     *f = NULL;
 }
 
-/* Opens PATH.tmp-<pid>-<n>; a name that a dead process (or another host) left is passed over. */
-static status open_temporary(atomic_file *f, errbuf *err)
+/* Makes a file of that name, or gives it to the file without one that is open. */
+static int claim_name(atomic_file *f, const char *name)
+{
+    char open_file[64];
+    if (f->fd < 0) {
+        f->fd = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        return f->fd < 0 ? errno : 0;
+    }
+    snprintf(open_file, sizeof open_file, OPEN_FILES "/%d", f->fd);
+    return linkat(AT_FDCWD, open_file, AT_FDCWD, name, AT_SYMLINK_FOLLOW) < 0 ? errno : 0;
+}
+
+/* Takes PATH.tmp-<pid>-<n>; a name that a dead process (or another host) left is passed over. */
+static status take_temporary_name(atomic_file *f, errbuf *err)
 {
     for (int n = 0; n < MAX_TEMPORARIES; n++) {
         strbuf name = {0};
         strbuf_add_format(&name, "%s.tmp-%ld-%d", f->path, (long)getpid(), n);
         char *temporary = NULL;
         TRY(strbuf_take(&name, &temporary, err));
-        f->fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (f->fd >= 0) {
+        int error = claim_name(f, temporary);
+        if (!error) {
             f->temporary = temporary;
             return STATUS_OK;
         }
-        int error = errno;
         free(temporary);
         if (error != EEXIST)
             return write_error(f->path, error, err);
     }
     return write_error(f->path, EEXIST, err);
+}
+
+/* Without a name until it is whole, so that a writer that is killed leaves nothing behind; with one
+ * from the start where the file system cannot do that. */
+static status open_temporary(atomic_file *f, errbuf *err)
+{
+    char *folder = NULL;
+    TRY(file_parent(f->path, &folder, err));
+    if (access(OPEN_FILES, F_OK) == 0)
+        f->fd = open(folder, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666);
+    free(folder);
+    return f->fd >= 0 ? STATUS_OK : take_temporary_name(f, err);
 }
 
 status atomic_file_open(const char *path, atomic_file **ret_file, errbuf *err)
@@ -192,6 +216,13 @@ status atomic_file_write(atomic_file **f, const void *bytes, size_t length, errb
 status atomic_file_commit(atomic_file **f, errbuf *err)
 {
     int error = fsync((*f)->fd) < 0 ? errno : 0;
+    if (!error && !(*f)->temporary) {
+        status st = take_temporary_name(*f, err);
+        if (st != STATUS_OK) {
+            atomic_file_discard(f);
+            return st;
+        }
+    }
     /* Network file systems report a full disk as late as at close. */
     if (close((*f)->fd) < 0 && !error && errno != EINTR)
         error = errno;

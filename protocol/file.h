@@ -1,6 +1,8 @@
 /*
  * Files that are read or written whole. What is written whole never shows up half: it goes under a
- * temporary name in the same folder, is fsynced, renamed, and the folder is fsynced (FORMATS 3).
+ * temporary name in the same folder, is fsynced, renamed, and the folder is fsynced (FORMATS 3). A
+ * writer that is killed leaves the file before, and no temporary where the file system can have
+ * files without a name.
  * A failed write is STATUS_ENVIRONMENT, removes the temporary and leaves the file before alone.
  */
 #ifndef RINGMASTER_PROTOCOL_FILE_H

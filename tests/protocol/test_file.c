@@ -1,7 +1,10 @@
 /* Files written whole: nothing half-written, the file before survives, no temporary stays. */
 #include <dirent.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "protocol/file.h"
 #include "suite.h"
@@ -76,10 +79,33 @@ START_TEST(discarded)
     ck_assert_ok(file_write_atomic(path, "old", 3, &err));
     ck_assert_ok(atomic_file_open(path, &f, &err));
     ck_assert_ok(atomic_file_write(&f, "new", 3, &err));
-    ck_assert_int_eq(count_entries(folder), 2);
     atomic_file_discard(&f);
     atomic_file_discard(&f);
     atomic_file_discard(NULL);
+    check_content("old");
+    ck_assert_int_eq(count_entries(folder), 1);
+}
+END_TEST
+
+START_TEST(killed_before_commit)
+{
+    int probe = open(folder, O_TMPFILE | O_WRONLY, 0600);
+    if (probe < 0)
+        return; /* a file system whose files all have names */
+    close(probe);
+    ck_assert_ok(file_write_atomic(path, "old", 3, &err));
+    pid_t writer = fork();
+    ck_assert_int_ge(writer, 0);
+    if (writer == 0) {
+        atomic_file *f = NULL;
+        if (atomic_file_open(path, &f, &err) == STATUS_OK &&
+            atomic_file_write(&f, "new", 3, &err) == STATUS_OK)
+            raise(SIGKILL);
+        _exit(1);
+    }
+    int how = 0;
+    ck_assert_int_eq(waitpid(writer, &how, 0), writer);
+    ck_assert(WIFSIGNALED(how));
     check_content("old");
     ck_assert_int_eq(count_entries(folder), 1);
 }
@@ -259,6 +285,7 @@ int main(void)
     tcase_add_test(tc, written_and_replaced);
     tcase_add_test(tc, not_there_before_commit);
     tcase_add_test(tc, discarded);
+    tcase_add_test(tc, killed_before_commit);
     tcase_add_test(tc, two_writers_do_not_meet);
     tcase_add_test(tc, disk_full);
     tcase_add_test(tc, the_full_device);
