@@ -118,20 +118,23 @@ static status cifar_read(dataset *base, int64_t i, int short_side, image *im, in
     return STATUS_OK;
 }
 
-/* One file appended to the set's records. */
-static status append_file(cifar_set *set, const char *path, errbuf *err)
+/* One file of at most `most` images appended to the set's records. */
+static status append_file(cifar_set *set, const char *path, size_t most, errbuf *err)
 {
     uint8_t *bytes = NULL;
     size_t length = 0, record = (size_t)set->record;
     TRY(file_read(path, CIFAR_LIMIT, &bytes, &length, err));
     status st = STATUS_OK;
-    if (length == 0 || length % record != 0) {
+    if (length == 0 || length % record != 0 || length / record > most) {
         size_t whole = length / record;
         st = errbuf_set(err, STATUS_DATA,
                         "%s: %zu bytes: %s CIFAR file: expected whole records of %zu bytes, %zu "
-                        "bytes for 10,000 images; %zu records and %zu bytes more are there",
-                        path, length, length ? "truncated or oversized" : "empty", record,
-                        record * 10000, whole, length % record);
+                        "bytes for all %zu images; %zu records and %zu bytes more are there",
+                        path, length,
+                        length == 0    ? "empty"
+                        : whole < most ? "truncated or oversized"
+                                       : "oversized",
+                        record, record * most, most, whole, length % record);
         goto cleanup;
     }
     for (size_t i = 0; i < length / record; i++) {
@@ -193,10 +196,11 @@ static status fill_binary(cifar_set *set, const cifar_layout *l, data_split spli
 {
     int first = split == SPLIT_TRAIN ? 0 : l->train_files;
     int last = split == SPLIT_TRAIN ? l->train_files : l->train_files + 1;
+    const size_t most = split == SPLIT_TRAIN && l->train_files == 1 ? 50000 : 10000;
     char path[PATH_SIZE];
     for (int i = first; i < last; i++) {
         snprintf(path, sizeof path, "%s/%s", l->root, l->files[i]);
-        TRY(append_file(set, path, err));
+        TRY(append_file(set, path, most, err));
     }
     set->base.names = calloc((size_t)l->classes, sizeof *set->base.names);
     if (!set->base.names)

@@ -37,6 +37,16 @@ status bytes_alloc(const char *what, int64_t a, int64_t b, int64_t c, void **ret
 }
 
 /* read(2) until `length` bytes are there or the file ends. */
+status access_failed(const char *path, const char *what, int error, errbuf *err)
+{
+    static const int of_the_file[] = {ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, ELOOP, ENAMETOOLONG};
+    status st = error == ENOMEM ? STATUS_OUT_OF_MEMORY : STATUS_ENVIRONMENT;
+    for (size_t i = 0; i < sizeof of_the_file / sizeof *of_the_file; i++)
+        if (error == of_the_file[i])
+            st = STATUS_DATA;
+    return errbuf_set(err, st, "%s: cannot be %s: %s", path, what, strerror(error));
+}
+
 static ssize_t read_all(int fd, uint8_t *bytes, size_t length)
 {
     size_t at = 0;
@@ -58,7 +68,7 @@ static status read_open_file(int fd, const char *path, size_t limit, uint8_t **r
 {
     struct stat info;
     if (fstat(fd, &info) != 0)
-        return errbuf_set(err, STATUS_DATA, "%s: %s", path, strerror(errno));
+        return access_failed(path, "read", errno, err);
     if (!S_ISREG(info.st_mode))
         return errbuf_set(err, STATUS_DATA, "%s: not a file", path);
     size_t length = (size_t)info.st_size;
@@ -71,8 +81,8 @@ static status read_open_file(int fd, const char *path, size_t limit, uint8_t **r
     if (n < 0 || (size_t)n < length) {
         int code = errno;
         free(bytes);
-        return errbuf_set(err, STATUS_DATA, "%s: cannot be read: %s", path,
-                          n < 0 ? strerror(code) : "it became shorter while being read");
+        return n < 0 ? access_failed(path, "read", code, err)
+                     : errbuf_set(err, STATUS_DATA, "%s: it became shorter while being read", path);
     }
     *ret_bytes = bytes;
     *ret_length = length;
@@ -84,7 +94,7 @@ status file_read(const char *path, size_t limit, uint8_t **ret_bytes, size_t *re
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return errbuf_set(err, STATUS_DATA, "%s: cannot be opened: %s", path, strerror(errno));
+        return access_failed(path, "opened", errno, err);
     status st = read_open_file(fd, path, limit, ret_bytes, ret_length, err);
     close(fd);
     return st;

@@ -89,7 +89,7 @@ static status list_entries(const char *path, bool folders, name_list *l, errbuf 
     DIR *dir = opendir(path);
     int64_t from = l->count;
     if (!dir)
-        return errbuf_set(err, STATUS_DATA, "%s: cannot be listed: %s", path, strerror(errno));
+        return access_failed(path, "listed", errno, err);
     status st = STATUS_OK;
     struct dirent *entry;
     for (errno = 0; st == STATUS_OK && (entry = readdir(dir)); errno = 0) {
@@ -99,7 +99,7 @@ static status list_entries(const char *path, bool folders, name_list *l, errbuf 
             st = name_list_add(l, entry->d_name, err);
     }
     if (st == STATUS_OK && errno != 0)
-        st = errbuf_set(err, STATUS_DATA, "%s: cannot be listed: %s", path, strerror(errno));
+        st = access_failed(path, "listed", errno, err);
     closedir(dir);
     name_list_sort(l, from);
     return st;

@@ -46,7 +46,7 @@ static status hash_open_file(int fd, const char *path, int64_t limit, sha256 *h,
     int code = errno;
     free(bytes);
     if (n < 0)
-        return errbuf_set(err, STATUS_DATA, "%s: cannot be read: %s", path, strerror(code));
+        return access_failed(path, "read", code, err);
     return STATUS_OK;
 }
 
@@ -59,7 +59,7 @@ static status hash_file(const char *path, int64_t limit, sha256 *h, int64_t *ret
         int code = errno;
         if (fd >= 0)
             close(fd);
-        return errbuf_set(err, STATUS_DATA, "%s: cannot be opened: %s", path, strerror(code));
+        return access_failed(path, "opened", code, err);
     }
     status st = hash_open_file(fd, path, limit, h, err);
     close(fd);

@@ -108,15 +108,17 @@ typedef struct bench {
     augment_scratch scratch;
 } bench;
 
-/* Reads sample i or, where it is damaged and on_error is skip, the next one that can be read. */
-static status read_sample(loader *l, int64_t i, bench *b, int32_t *ret_label, int64_t *skipped,
-                          errbuf *err)
+/* Sample i, augmented, or, where it is damaged and on_error is skip, the next one that is not. */
+static status make_sample(loader *l, int64_t i, bench *b, float *out, int32_t *ret_label,
+                          int64_t *skipped, errbuf *err)
 {
     int short_side = augmenter_short_side(&l->augmenter);
     for (int64_t tries = 0; tries < l->count; tries++) {
         int64_t at = (i + tries) % l->count;
         errbuf_clear(err);
         status st = dataset_read(l->o.set, at, short_side, &b->im, ret_label, err);
+        if (st == STATUS_OK)
+            st = augmenter_apply(&l->augmenter, l->epoch, i, &b->im, &b->scratch, out, err);
         if (st == STATUS_OK) {
             *skipped += tries > 0;
             return STATUS_OK;
@@ -139,8 +141,7 @@ static status make_row(loader *l, const slot *s, int row, bench *b, int64_t *ski
         return STATUS_OK;
     }
     int64_t sample = sample_at(l, shard_number(l, s->ordinal), row);
-    TRY(read_sample(l, sample, b, &s->labels[row], skipped, err));
-    return augmenter_apply(&l->augmenter, l->epoch, sample, &b->im, &b->scratch, out, err);
+    return make_sample(l, sample, b, out, &s->labels[row], skipped, err);
 }
 
 /* -- producers; these run under the mutex -- */

@@ -75,7 +75,11 @@ int64_t synthetic_side(const spec *s);
 
 /* Frees `count` strings and the array. */
 void names_free(char **names, int count);
-/* Reads a whole file of at most `limit` bytes; caller frees. STATUS_DATA where it cannot. */
+/* "PATH: cannot be WHAT: ...": STATUS_DATA where the file itself is the cause; what the machine is
+ * short of, or a disk that fails, is STATUS_OUT_OF_MEMORY or STATUS_ENVIRONMENT: on_error = skip
+ * must not step over it, and another host may do better. */
+CHECK_RESULT status access_failed(const char *path, const char *what, int error, errbuf *err);
+/* Reads a whole file of at most `limit` bytes; caller frees. Fails as access_failed says. */
 CHECK_RESULT status file_read(const char *path, size_t limit, uint8_t **ret_bytes,
                               size_t *ret_length, errbuf *err);
 
