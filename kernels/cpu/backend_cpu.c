@@ -129,15 +129,15 @@ static status take_plan(cpu_backend *cpu, const cJSON *plan, errbuf *err)
     if (plan) {
         const cJSON *conv = cJSON_GetObjectItemCaseSensitive(plan, "conv");
         const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "backend"));
-        if (!cJSON_IsObject(plan) || (conv && !cJSON_IsObject(conv)))
+        if (!cJSON_IsObject(plan) || !cJSON_IsObject(conv))
             return errbuf_set(err, STATUS_BAD_INPUT,
                               "plan: an object with an object \"conv\" was expected");
         if (name && strcmp(name, "cpu") != 0)
             return errbuf_set(err, STATUS_BAD_INPUT,
                               "plan: it is for backend \"%s\", this is \"cpu\"", name);
         TRY(check_plan(conv, err));
-        cpu->plan_given = conv ? cJSON_Duplicate(conv, true) : NULL;
-        if (conv && !cpu->plan_given)
+        cpu->plan_given = cJSON_Duplicate(conv, true);
+        if (!cpu->plan_given)
             return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory reading the plan");
     }
     cpu->plan_made = cJSON_CreateObject();

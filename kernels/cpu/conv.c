@@ -151,10 +151,10 @@ static double time_pass(const backend_conv *c, enum onednn_pass_kind kind, const
     return ok ? best : -1;
 }
 
-/* What the plan says about a pass: an algorithm, or -1. */
-static int planned_algorithm(const backend_conv *c, enum onednn_pass_kind kind, const char *key)
+/* What a plan says about a pass: an algorithm, or -1. */
+static int planned_algorithm(const cJSON *plan, enum onednn_pass_kind kind, const char *key)
 {
-    const cJSON *shape_plan = cJSON_GetObjectItemCaseSensitive(c->weights->cpu->plan_given, key);
+    const cJSON *shape_plan = cJSON_GetObjectItemCaseSensitive(plan, key);
     const char *name =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(shape_plan, pass_names[kind]));
     return !name                                                 ? -1
@@ -162,14 +162,30 @@ static int planned_algorithm(const backend_conv *c, enum onednn_pass_kind kind, 
                                                                  : ONEDNN_DIRECT;
 }
 
+/* The algorithm that is settled already, or -1. A given plan settles all, so one that does not know
+ * the shape is for another job. Tuning settles a shape once: what the plan records is what runs, in
+ * every conv of the shape and every lane. */
+static status find_planned(const backend_conv *c, enum onednn_pass_kind kind, const char *key,
+                           int *ret_algorithm, errbuf *err)
+{
+    const cpu_backend *cpu = c->weights->cpu;
+    const cJSON *plan = cpu->base.options.tune ? cpu->plan_made : NULL;
+    *ret_algorithm = planned_algorithm(cpu->plan_given ? cpu->plan_given : plan, kind, key);
+    if (cpu->plan_given && *ret_algorithm < 0)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "plan: conv \"%s\", %s is not in it: the plan is for another network, "
+                          "batch, or number of ranks",
+                          key, pass_names[kind]);
+    return STATUS_OK;
+}
+
 /* Direct or Winograd on native tensors: the plan's, else the faster if asked to tune, else a fixed
  * rule: Winograd where oneDNN has it (AVX-512, 3x3, stride 1). */
 static status choose_native(backend_conv *c, enum onednn_pass_kind kind,
-                            const onednn_problem *problem, const char *key,
+                            const onednn_problem *problem, const char *key, int planned,
                             enum onednn_algorithm *ret_algorithm, candidate *ret, errbuf *err)
 {
     const conv_desc *d = &c->desc;
-    const int planned = planned_algorithm(c, kind, key);
     candidate direct = {0}, winograd = {0};
     bool suits = onednn_effective_isa() == ONEDNN_ISA_AVX512 && d->kh == 3 && d->kw == 3 &&
                  d->stride_h == 1 && d->stride_w == 1 && d->dilation == 1 && d->groups == 1;
@@ -205,9 +221,11 @@ static status choose_pass(backend_conv *c, enum onednn_pass_kind kind, const cha
     onednn_problem native, plain = plain_problem(&c->desc);
     candidate best = {0}, other = {0};
     enum onednn_algorithm algorithm = ONEDNN_DIRECT;
+    int planned = -1;
+    TRY(find_planned(c, kind, key, &planned, err));
     if (native_problem(&c->desc, c->weights->cpu->simd->block, &native))
-        TRY(choose_native(c, kind, &native, key, &algorithm, &best, err));
-    else if (planned_algorithm(c, kind, key) == ONEDNN_WINOGRAD)
+        TRY(choose_native(c, kind, &native, key, planned, &algorithm, &best, err));
+    else if (planned == ONEDNN_WINOGRAD)
         return errbuf_set(err, STATUS_BAD_INPUT,
                           "plan: conv \"%s\", %s: oneDNN has no winograd for it here; use direct",
                           key, pass_names[kind]);

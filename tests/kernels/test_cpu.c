@@ -337,7 +337,8 @@ static const struct {
 } bad_plans[] = {
     {"[]", "plan"},
     {"{\"conv\": 3}", "plan"},
-    {"{\"backend\": \"cuda\"}", "cuda"},
+    {"{}", "conv"},
+    {"{\"backend\": \"cuda\", \"conv\": {}}", "cuda"},
     {"{\"conv\": {\"n1 c2\": 1}}", "n1 c2"},
     {"{\"conv\": {\"n1 c2\": {\"sideways\": \"direct\"}}}", "sideways"},
     {"{\"conv\": {\"n1 c2\": {\"forward\": \"fft\"}}}", "fft"},

@@ -236,6 +236,8 @@ START_TEST(not_finite_stays_not_finite)
         conv_result got = run_fresh(ops, 2, d, &in);
         if (round == 1) /* x and w both reach y (padding and strides may skip an x) */
             check_not_finite("y", ny, got.y, expect.y);
+        if (expect.dx)
+            check_keeps_not_finite("dx", nx, got.dx, expect.dx);
         if (round > 0 && expect.dx && d->stride_h == 1)
             check_not_finite("dx", nx, got.dx, expect.dx);
         if (round == 2 && expect.dw && d->kh > 1)

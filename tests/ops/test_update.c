@@ -136,6 +136,36 @@ START_TEST(add_is_exact)
 }
 END_TEST
 
+/* y = keep * y + take * x, rounded once or twice. */
+START_TEST(blend_agrees)
+{
+    const backend_ops *ops = loop_backend(_i, COUNT(sizes));
+    static const float parts[][2] = {{0.9f, 0.025f}, {0, 1}, {1, 0}, {-0.5f, 3}};
+    int64_t n = sizes[_i % COUNT(sizes)];
+    if (!ops)
+        return;
+    backend *be = open_ops(ops, 2, 1);
+    for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) {
+        float *x = host_random(1, n), *y = host_random(2, n), *expect = host_new(n);
+        for (int64_t i = 0; i < n; i++)
+            expect[i] = (float)((double)parts[k][0] * y[i] + (double)parts[k][1] * x[i]);
+        y[n / 2] = NAN;
+        tensor xt = vector_new(be, n, x), yt = vector_new(be, n, y);
+        MUST(ops->blend(be, n, yt.data, parts[k][0], xt.data, parts[k][1]));
+        float *got = tensor_take(&yt);
+        ck_assert(isnan(got[n / 2]));
+        got[n / 2] = expect[n / 2];
+        check_close("blend", n, got, expect, 1e-6);
+        tensor_free(&xt);
+        free(got);
+        free(x);
+        free(y);
+        free(expect);
+    }
+    ops->close(be);
+}
+END_TEST
+
 static const sgd_params steps[] = {
     {0.1f, 0.9f, 5e-4f, 1, false}, {0.1f, 0.9f, 5e-4f, 1, true}, {0.05f, 0, 0, 0.25f, false},
     {1, 0.5f, 0.1f, 0.125f, true}, {0, 0.9f, 0.1f, 1, false},    {0.3f, 0.99f, 0, 2, true},
@@ -446,6 +476,7 @@ int main(void)
     ADD_CASES(tc, memory_that_is_not_there, 1);
 #endif
     ADD_CASES(tc, add_is_exact, COUNT(sizes));
+    ADD_CASES(tc, blend_agrees, COUNT(sizes));
     ADD_CASES(tc, sgd_agrees, COUNT(sizes));
     ADD_CASES(tc, sgd_is_elementwise, 1);
     ADD_CASES(tc, all_finite_finds_one, COUNT(sizes));
