@@ -1,5 +1,6 @@
 # What the deploy scripts share; sourced, never run. Sets `root` (the checkout) and `cores`.
 # shellcheck shell=bash
+unset CDPATH # or cd prints where it went
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P) || exit 5
 cores=$(nproc 2>/dev/null || echo 1)
 
@@ -57,7 +58,7 @@ find_images() {
     local base candidate classes
     base=$(absolute "$1")
     [[ -d $base ]] || die 2 "there is no folder $base"
-    for candidate in "$base" "$base/cifar-10-batches-bin"; do
+    for candidate in "$base" "$base/cifar-10-batches-bin" "$base/cifar10"; do
         [[ -f $candidate/data_batch_1.bin ]] || continue
         set=cifar10 data=(--set data.kind=cifar10 --set data.path="$candidate")
         return
@@ -71,7 +72,7 @@ find_images() {
             --set data.normalise="$set")
         return
     done
-    for candidate in "$base" "$base/cifar-100-binary"; do
+    for candidate in "$base" "$base/cifar-100-binary" "$base/cifar100"; do
         [[ -f $candidate/train.bin ]] || continue
         set=cifar100 data=(--set data.kind=cifar100 --set data.path="$candidate")
         return
