@@ -1,6 +1,7 @@
 /*
  * The floor under a training step: what oneDNN's convolutions alone take for ResNet-18 with the
- * CIFAR stem, each pass with its fastest algorithm, in the layouts that oneDNN chooses.
+ * CIFAR stem, each pass with its fastest algorithm and layout: direct or Winograd in the layouts
+ * that oneDNN chooses, or direct with the activations in nhwc.
  *
  *     OMP_NUM_THREADS=2 bench_convs [--batch 128] [--width 64] [--rounds 5]
  *
@@ -29,12 +30,20 @@ enum pass {
 static const char *const pass_names[] = {"forward_ms", "backward_data_ms", "backward_weights_ms"};
 
 enum {
-    ALGORITHMS = 2,
+    VARIANTS = 3,
     SHAPES = 11,
     MAX_ROUNDS = 101
 };
-static const dnnl_alg_kind_t algorithms[] = {dnnl_convolution_direct, dnnl_convolution_winograd};
-static const char *const algorithm_names[] = {"direct", "winograd"};
+/* `layout` is the activations'; that of the weights is oneDNN's choice always. */
+static const struct {
+    const char *name;
+    dnnl_alg_kind_t algorithm;
+    dnnl_format_tag_t layout;
+} variants[VARIANTS] = {
+    {"direct", dnnl_convolution_direct, dnnl_format_tag_any},
+    {"winograd", dnnl_convolution_winograd, dnnl_format_tag_any},
+    {"direct nhwc", dnnl_convolution_direct, dnnl_nhwc},
+};
 
 /* One conv of the network; channels in units of the width (0 = the three colours). */
 static const struct {
@@ -54,7 +63,7 @@ static const struct {
     {"layer4", 3, 8, 8, 4, 3, 1},
 };
 
-/* A primitive with its memory; `primitive` NULL where oneDNN has no such algorithm. */
+/* A primitive with its memory; `primitive` NULL where oneDNN has no such variant. */
 typedef struct work {
     dnnl_primitive_t primitive;
     dnnl_memory_t src, weights, dst;
@@ -62,7 +71,7 @@ typedef struct work {
     double ms[MAX_ROUNDS];
 } work;
 
-static work all[SHAPES][PASSES][ALGORITHMS];
+static work all[SHAPES][PASSES][VARIANTS];
 
 static void check(dnnl_status_t code, const char *what)
 {
@@ -72,11 +81,11 @@ static void check(dnnl_status_t code, const char *what)
     exit(5);
 }
 
-static dnnl_memory_desc_t tensor(int d0, int d1, int d2, int d3)
+static dnnl_memory_desc_t tensor(int d0, int d1, int d2, int d3, dnnl_format_tag_t layout)
 {
     dnnl_memory_desc_t md;
     const dnnl_dims_t dims = {d0, d1, d2, d3};
-    check(dnnl_memory_desc_init_by_tag(&md, 4, dims, dnnl_f32, dnnl_format_tag_any), "a shape");
+    check(dnnl_memory_desc_init_by_tag(&md, 4, dims, dnnl_f32, layout), "a shape");
     return md;
 }
 
@@ -97,15 +106,18 @@ static dnnl_memory_t make_memory(dnnl_primitive_desc_t pd, dnnl_query_t what, dn
     return memory;
 }
 
-/* The descriptor of one pass with one algorithm; false where oneDNN has none. */
-static bool make_descriptor(int shape, enum pass pass, dnnl_alg_kind_t algorithm, int batch,
-                            int width, dnnl_engine_t engine, dnnl_primitive_desc_t *ret)
+/* The descriptor of one pass in one variant; false where oneDNN has none. */
+static bool make_descriptor(int shape, enum pass pass, int variant, int batch, int width,
+                            dnnl_engine_t engine, dnnl_primitive_desc_t *ret)
 {
     const int in = shapes[shape].in ? shapes[shape].in * width : 3;
     const int out = shapes[shape].out * width, k = shapes[shape].kernel;
     const int side = shapes[shape].side, small = side / shapes[shape].stride;
-    const dnnl_memory_desc_t x = tensor(batch, in, side, side), w = tensor(out, in, k, k),
-                             y = tensor(batch, out, small, small);
+    const dnnl_alg_kind_t algorithm = variants[variant].algorithm;
+    const dnnl_format_tag_t layout = variants[variant].layout;
+    const dnnl_memory_desc_t x = tensor(batch, in, side, side, layout),
+                             w = tensor(out, in, k, k, dnnl_format_tag_any),
+                             y = tensor(batch, out, small, small, layout);
     const dnnl_dims_t strides = {shapes[shape].stride, shapes[shape].stride};
     const dnnl_dims_t pads = {k / 2, k / 2};
     dnnl_convolution_desc_t forward, op;
@@ -129,7 +141,7 @@ static bool make_descriptor(int shape, enum pass pass, dnnl_alg_kind_t algorithm
     return made == dnnl_success;
 }
 
-static void make_work(work *w, int shape, enum pass pass, int algorithm, int batch, int width,
+static void make_work(work *w, int shape, enum pass pass, int variant, int batch, int width,
                       dnnl_engine_t engine)
 {
     static const struct {
@@ -144,7 +156,7 @@ static void make_work(work *w, int shape, enum pass pass, int algorithm, int bat
          DNNL_ARG_DIFF_WEIGHTS, DNNL_ARG_DIFF_DST},
     };
     dnnl_primitive_desc_t pd;
-    if (!make_descriptor(shape, pass, algorithms[algorithm], batch, width, engine, &pd))
+    if (!make_descriptor(shape, pass, variant, batch, width, engine, &pd))
         return;
     check(dnnl_primitive_create(&w->primitive, pd), "a primitive");
     w->src = make_memory(pd, of[pass].src, engine);
@@ -179,8 +191,8 @@ static void run_rounds(int rounds, dnnl_stream_t stream)
     for (int round = 0; round <= rounds; round++)
         for (int s = 0; s < SHAPES; s++)
             for (int p = 0; p < PASSES; p++)
-                for (int a = 0; a < ALGORITHMS; a++) {
-                    work *w = &all[s][p][a];
+                for (int v = 0; v < VARIANTS; v++) {
+                    work *w = &all[s][p][v];
                     execute(w, stream, &w->ms[round > 0 ? round - 1 : 0]);
                 }
 }
@@ -205,19 +217,19 @@ static double print_shape(int shape, int rounds, bool last)
     for (int p = 0; p < PASSES; p++) {
         double best = 0;
         int fastest = -1;
-        for (int a = 0; a < ALGORITHMS; a++) {
-            work *w = &all[shape][p][a];
+        for (int v = 0; v < VARIANTS; v++) {
+            work *w = &all[shape][p][v];
             const double ms = w->primitive ? median(w->ms, rounds) : 0;
             if (w->primitive && (fastest < 0 || ms < best)) {
                 best = ms;
-                fastest = a;
+                fastest = v;
             }
         }
         if (fastest < 0)
             continue;
         printf(", \"%s\": %.3f", pass_names[p], best);
         if (fastest > 0)
-            printf(", \"%s_algorithm\": \"%s\"", pass_names[p], algorithm_names[fastest]);
+            printf(", \"%s_algorithm\": \"%s\"", pass_names[p], variants[fastest].name);
         sum += shapes[shape].count * best;
     }
     printf("}%s\n", last ? "" : ",");
@@ -250,23 +262,24 @@ int main(int argc, char **argv)
     check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "the stream");
     for (int s = 0; s < SHAPES; s++)
         for (int p = 0; p < PASSES; p++)
-            for (int a = 0; a < ALGORITHMS; a++)
-                if (!(s == 0 && p == BACKWARD_DATA) && (a == 0 || shapes[s].kernel == 3))
-                    make_work(&all[s][p][a], s, (enum pass)p, a, batch, width, engine);
+            for (int v = 0; v < VARIANTS; v++)
+                if (!(s == 0 && p == BACKWARD_DATA))
+                    make_work(&all[s][p][v], s, (enum pass)p, v, batch, width, engine);
     run_rounds(rounds, stream);
 
-    const dnnl_version_t *v = dnnl_version();
+    const dnnl_version_t *version = dnnl_version();
     printf("{\"program\": \"oneDNN %d.%d.%d\", \"isa_bits\": %d, \"batch\": %d, \"width\": %d, "
            "\"rounds\": %d, \"shapes\": [\n",
-           v->major, v->minor, v->patch, (int)dnnl_get_effective_cpu_isa(), batch, width, rounds);
+           version->major, version->minor, version->patch, (int)dnnl_get_effective_cpu_isa(), batch,
+           width, rounds);
     double total = 0;
     for (int s = 0; s < SHAPES; s++)
         total += print_shape(s, rounds, s == SHAPES - 1);
     printf("], \"step_ms\": %.3f, \"images_per_second\": %.2f}\n", total, 1e3 * batch / total);
     for (int s = 0; s < SHAPES; s++)
         for (int p = 0; p < PASSES; p++)
-            for (int a = 0; a < ALGORITHMS; a++) {
-                work *w = &all[s][p][a];
+            for (int v = 0; v < VARIANTS; v++) {
+                work *w = &all[s][p][v];
                 if (!w->primitive)
                     continue;
                 dnnl_primitive_destroy(w->primitive);

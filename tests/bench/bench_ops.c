@@ -10,6 +10,7 @@
  * pass, and for expand and reduce alone at other ring sizes. `--clock cpu` with one thread measures
  * processor time, which other programs on the machine disturb less.
  */
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -420,20 +421,29 @@ static void print_rows(bench *b)
     printf("  \"all conv\": %.3f,\n  \"all bn\": %.3f}}\n", sum[0], sum[1]);
 }
 
+/* A whole number of at least 1; 0 where it is none. */
+static int64_t read_number(const char *value)
+{
+    char *end = NULL;
+    errno = 0;
+    const long long number = strtoll(value, &end, 10);
+    return errno || end == value || *end || number > INT32_MAX ? 0 : number;
+}
+
 static bool read_option(bench_options *o, const char *name, const char *value)
 {
     if (strcmp(name, "--backend") == 0)
         o->backend = value;
     else if (strcmp(name, "--batch") == 0)
-        o->batch = atoi(value);
+        o->batch = (int)read_number(value);
     else if (strcmp(name, "--width") == 0)
-        o->width = atoi(value);
+        o->width = (int)read_number(value);
     else if (strcmp(name, "--threads") == 0)
-        o->threads = atoi(value);
+        o->threads = (int)read_number(value);
     else if (strcmp(name, "--rounds") == 0)
-        o->rounds = atoi(value);
+        o->rounds = (int)read_number(value);
     else if (strcmp(name, "--ring") == 0)
-        o->ring = atoll(value);
+        o->ring = read_number(value);
     else if (strcmp(name, "--index") == 0)
         o->index = strcmp(value, "tile") == 0 ? RING_INDEX_TILE : RING_INDEX_EVEN;
     else if (strcmp(name, "--clock") == 0)

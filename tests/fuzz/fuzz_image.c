@@ -50,11 +50,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     errbuf err = {0};
     const status st = image_decode(data, size, sides[size % 3], &im, &err);
     if (st == STATUS_OK) {
-        unsigned sum = 0;
+        uint64_t sum = 0;
         ASSERT(im.w > 0 && im.h > 0 && im.capacity >= (size_t)im.w * (size_t)im.h * 3);
         for (size_t i = 0; i < (size_t)im.w * (size_t)im.h * 3; i++) /* every byte is there */
             sum += im.pixels[i];
-        ASSERT(sum <= 255u * 3u * (unsigned)im.w * (unsigned)im.h);
+        ASSERT(sum <= (uint64_t)255 * 3 * (uint64_t)im.w * (uint64_t)im.h);
     } else
         ASSERT(err.code == st && err.text[0] != '\0' && strchr(err.text, '\n') == NULL);
     image_fini(&im);
