@@ -40,6 +40,10 @@ struct comm {
 CHECK_RESULT status comm_open(comm **ret_comm, errbuf *err);
 void comm_close(comm **c); /* NULL-safe */
 
+/* Ranks of the world that a launcher put this process into, before any comm is open; 1 = none did.
+ */
+long comm_launched_size(void);
+
 /* Agrees on one status: every rank gets the status and line of the lowest rank that has one, with
  * "rank r: " in front where size > 1. For start-up; a step uses the control word. */
 CHECK_RESULT status comm_agree(comm *c, status mine, errbuf *err);

@@ -12,9 +12,8 @@
 #include "kernels/mpi/comm_mpi.h"
 #endif
 
-/* Ranks of the world that a launcher put this process into; 1 = none did. mpirun tells through
- * OMPI_COMM_WORLD_SIZE; srun with PMIx gives every task a PMIX_RANK. */
-static long launched_world_size(void)
+/* mpirun tells through OMPI_COMM_WORLD_SIZE; srun with PMIx gives every task a PMIX_RANK. */
+long comm_launched_size(void)
 {
     const char *size = getenv("OMPI_COMM_WORLD_SIZE");
     if (!size && getenv("PMIX_RANK"))
@@ -27,7 +26,7 @@ static long launched_world_size(void)
 
 status comm_open(comm **ret_comm, errbuf *err)
 {
-    long ranks = launched_world_size();
+    long ranks = comm_launched_size();
     if (ranks == 1)
         return comm_self_open(ret_comm, err);
 #ifdef RINGMASTER_MPI

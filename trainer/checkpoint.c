@@ -157,13 +157,14 @@ static status best_text(const train_state *s, char **ret_text, errbuf *err)
     return object_text(best, is_whole, ret_text, err);
 }
 
-static status train_text(const train_state *s, char **ret_text, errbuf *err)
+static status train_text(const sample_sums *s, char **ret_text, errbuf *err)
 {
     cJSON *sums = cJSON_CreateObject();
-    const bool is_whole = cJSON_AddNumberToObject(sums, "count", (double)s->train_count) != NULL &&
-                          cJSON_AddNumberToObject(sums, "loss", s->train_loss) != NULL &&
-                          cJSON_AddNumberToObject(sums, "top1", (double)s->train_top1) != NULL &&
-                          cJSON_AddNumberToObject(sums, "top5", (double)s->train_top5) != NULL;
+    const bool is_whole = cJSON_AddNumberToObject(sums, "count", (double)s->count) != NULL &&
+                          cJSON_AddNumberToObject(sums, "loss", s->loss) != NULL &&
+                          cJSON_AddNumberToObject(sums, "skipped", (double)s->skipped) != NULL &&
+                          cJSON_AddNumberToObject(sums, "top1", (double)s->top1) != NULL &&
+                          cJSON_AddNumberToObject(sums, "top5", (double)s->top5) != NULL;
     return object_text(sums, is_whole, ret_text, err);
 }
 
@@ -203,7 +204,7 @@ status checkpoint_write(const checkpoint *c, const char *path, errbuf *err)
     ASSERT(c->results != NULL && c->plan != NULL);
     TRY_GOTO(slots_text(c->net, &made.slots, err), st, cleanup);
     TRY_GOTO(best_text(&c->state, &made.best, err), st, cleanup);
-    TRY_GOTO(train_text(&c->state, &made.train, err), st, cleanup);
+    TRY_GOTO(train_text(&c->state.train, &made.train, err), st, cleanup);
     TRY_GOTO(list_make(c, &list, err), st, cleanup);
     st = write_tensors(c, &list, &made, path, err);
 cleanup:
@@ -296,18 +297,21 @@ cleanup:
     return st;
 }
 
-static status read_train(const safetensors_file *file, train_state *s, errbuf *err)
+static status read_train(const safetensors_file *file, sample_sums *s, errbuf *err)
 {
     status st = STATUS_OK;
     cJSON *sums = NULL;
+    const struct {
+        const char *name;
+        int64_t *to;
+    } counts[] = {
+        {"count", &s->count}, {"skipped", &s->skipped}, {"top1", &s->top1}, {"top5", &s->top5}};
     TRY_GOTO(want_json(file, "train", &sums, err), st, cleanup);
-    TRY_GOTO(json_read_int(sums, "count", 0, JSON_MAX_EXACT, "train.", &s->train_count, err), st,
-             cleanup);
-    TRY_GOTO(json_read_int(sums, "top1", 0, JSON_MAX_EXACT, "train.", &s->train_top1, err), st,
-             cleanup);
-    TRY_GOTO(json_read_int(sums, "top5", 0, JSON_MAX_EXACT, "train.", &s->train_top5, err), st,
-             cleanup);
-    TRY_GOTO(want_real(sums, "loss", "train.", &s->train_loss, err), st, cleanup);
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        TRY_GOTO(
+            json_read_int(sums, counts[i].name, 0, JSON_MAX_EXACT, "train.", counts[i].to, err), st,
+            cleanup);
+    TRY_GOTO(want_real(sums, "loss", "train.", &s->loss, err), st, cleanup);
 cleanup:
     cJSON_Delete(sums);
     return st;
@@ -320,7 +324,7 @@ static status read_state(const safetensors_file *file, train_state *ret_state, e
     TRY(want_number(file, "epoch", &s.epoch, err));
     TRY(want_number(file, "next_seq", &s.next_seq, err));
     TRY(read_best(file, &s, err));
-    TRY(read_train(file, &s, err));
+    TRY(read_train(file, &s.train, err));
     *ret_state = s;
     return STATUS_OK;
 }

@@ -4,8 +4,8 @@
  *   tensors, F32: `ring.<name>`; direct parameters by torchvision's names; `<norm>.running_mean`
  *   and `.running_var`; `optim.<state>.<tensor>` for each of them that is trained.
  *   metadata: best {epoch, step, top1}, data_hash, epoch, format, format_version, map_version,
- *   next_seq, plan, results, slots [{name, offset, ring, shape}], step, train {count, loss, top1,
- *   top5}, and the seal of safetensors.h.
+ *   next_seq, plan, results, slots [{name, offset, ring, shape}], step, train {count, loss,
+ *   skipped, top1, top5}, and the seal of safetensors.h.
  */
 #ifndef RINGMASTER_TRAINER_CHECKPOINT_H
 #define RINGMASTER_TRAINER_CHECKPOINT_H
@@ -14,6 +14,7 @@
 
 #include "protocol/status.h"
 #include "trainer/net/graph.h"
+#include "trainer/sample_sums.h"
 
 /* Progress of a run, as a checkpoint holds it. */
 typedef struct train_state {
@@ -23,8 +24,7 @@ typedef struct train_state {
     double best_top1; /* -1 = none yet */
     int64_t best_step, best_epoch;
     /* sums over the images trained on so far in the epoch in progress; 0 at its start */
-    double train_loss;
-    int64_t train_count, train_top1, train_top5;
+    sample_sums train;
 } train_state;
 
 /* One optimiser state: a named vector as long as the parameter vector ("momentum"). */

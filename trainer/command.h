@@ -7,6 +7,7 @@
 #define RINGMASTER_TRAINER_COMMAND_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "protocol/spec.h"
 #include "protocol/status.h"
@@ -48,9 +49,15 @@ typedef struct command {
 /* NULL, or the value ("" for a flag) of --name. */
 const char *command_extra(const command_options *o, const char *name);
 
-/* spec_init, the file at `path` ("-" = stdin), every --set in order, spec_validate. */
+/* spec_init, the file at `path` ("-" = stdin, not in a world of several ranks), every --set in
+ * order, spec_validate. */
 CHECK_RESULT status command_load_spec(const command_options *o, const char *path, spec *ret_spec,
                                       errbuf *err);
+
+/* All of standard input, at most max_bytes (longer: STATUS_BAD_INPUT); *ret_text has a NUL behind
+ * ret_length bytes, the caller frees it. */
+CHECK_RESULT status command_read_stdin(size_t max_bytes, char **ret_text, size_t *ret_length,
+                                       errbuf *err);
 
 extern const command command_train, command_eval, command_info, command_bench, command_metrics,
     command_compare;

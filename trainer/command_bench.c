@@ -19,7 +19,8 @@ typedef struct bench {
     int steps, warmup;
     double *step_ms;                                      /* of the measured steps */
     double start_to_first_step, start_to_first_step_done; /* seconds since the command began */
-    step_times phases;                                    /* of the measured steps, summed */
+    double first_step; /* CLOCK_MONOTONIC, for whoever started the process */
+    step_times phases; /* of the measured steps, summed */
 } bench;
 
 static status read_count(const command_options *o, const char *name, int preset, int *ret,
@@ -91,8 +92,10 @@ static status measure(session *s, bench *b, double began, errbuf *err)
             before = stepper_times(s->step);
         bool stop = false;
         double start = clock_seconds();
-        if (i == 0)
+        if (i == 0) {
+            b->first_step = start;
             b->start_to_first_step = start - began;
+        }
         double lr = schedule_lr(&s->spec, step, s->steps_per_epoch);
         TRY(stepper_run(s->step, s->train, lr, false, &stop, err));
         if (i == 0)
@@ -100,7 +103,7 @@ static status measure(session *s, bench *b, double began, errbuf *err)
         if (i >= b->warmup)
             b->step_ms[i - b->warmup] = 1e3 * (clock_seconds() - start);
         progress_phase(s->progress, "step", i + 1, b->warmup + b->steps);
-        loss_sums ignored = {0};
+        sample_sums ignored = {0};
         if (stepper_pending(s->step) == STEP_MAX_PENDING)
             TRY(stepper_collect(s->step, &ignored, NULL, err));
     }
@@ -140,6 +143,7 @@ static void print_json(const session *s, const bench *b, double ms)
         cJSON_AddNumberToObject(p, phase_names[i], phases[i]);
     cJSON_AddNumberToObject(o, "start_to_first_step_s", b->start_to_first_step);
     cJSON_AddNumberToObject(o, "start_to_first_step_done_s", b->start_to_first_step_done);
+    cJSON_AddNumberToObject(o, "first_step_monotonic_s", b->first_step);
     cJSON_AddNumberToObject(o, "peak_rss_bytes", 1024.0 * (double)usage.ru_maxrss);
     cJSON_AddNumberToObject(o, "weights_bytes", (double)memory.weights);
     cJSON_AddNumberToObject(o, "activations_bytes", (double)memory.activations);
@@ -230,8 +234,10 @@ const command command_bench = {
         "Usage: ringtrain bench SPEC.json [options]\n"
         "\n"
         "Runs training steps of the job without a run folder and prints images/s, the median\n"
-        "step and the share of each phase (the ring's reduce is part of compute, unless a rank\n"
-        "has several shards). Works under mpirun too.\n"
+        "step and the share of each phase: expand (the ring into weights), data (waiting for\n"
+        "images), compute (forward, loss, backward, and from weights back to the ring), reduce\n"
+        "(adding shards' gradients up, where a rank has several or train.exact is on),\n"
+        "communicate (between ranks), update (SGD). Works under mpirun too.\n"
         "\n"
         "  --steps K         measured steps (default 10)\n"
         "  --warmup K        steps before them (default 2)\n"

@@ -20,6 +20,9 @@ static status print_table(const compare_table *t, bool json, errbuf *err)
 
 static status run_compare(const command_options *o, errbuf *err)
 {
+    if (o->sets > 0)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "--set and --backend mean nothing here: runs are read as they are");
     if (o->args == 0)
         return errbuf_set(err, STATUS_BAD_INPUT,
                           "no run folder given: ringtrain compare [--plot PREFIX] RUN...");
@@ -42,7 +45,7 @@ const command command_compare = {
     .summary = "table and plot of runs: accuracy against degrees of freedom",
     .help = "Usage: ringtrain compare [--json] [--plot PREFIX] RUN...\n"
             "\n"
-            "Reads the newest result of every run folder and prints one line a run, by DoF:\n"
+            "Prints one line a run, by DoF, of the newest result in its folder with an accuracy:\n"
             "ring size, DoF, their share of the dense network's, accuracy (the last epoch's and\n"
             "the best), images/s, and the bytes that every rank all-reduces a step.\n"
             "\n"

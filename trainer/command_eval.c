@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "protocol/strbuf.h"
 #include "trainer/checkpoint.h"
 #include "trainer/command.h"
 #include "trainer/placement.h"
@@ -35,6 +37,47 @@ static status find_file(const char *path, char *file, size_t size, errbuf *err)
                       path, path);
 }
 
+/* Where the job.json of a checkpoint's run lies: beside it, or, for one in an attempt's folder,
+ * above that; links are followed first. "" = it lies in no run folder. */
+static void find_job(const char *file, char *job, size_t size)
+{
+    job[0] = '\0';
+    char *folder = realpath(file, NULL);
+    char *slash = folder ? strrchr(folder, '/') : NULL;
+    if (slash) {
+        *slash = '\0';
+        slash = strrchr(folder, '/');
+        if (slash && strncmp(slash + 1, "attempt-", 8) == 0)
+            *slash = '\0';
+        int length = snprintf(job, size, "%s/job.json", folder);
+        if (length < 0 || (size_t)length >= size || access(job, F_OK) != 0)
+            job[0] = '\0';
+    }
+    free(folder);
+}
+
+/* A checkpoint holds only what affects results: where the images lie is in its run's job.json. */
+static status take_data_path(spec *s, const char *file, errbuf *err)
+{
+    char path[4096], *copy = NULL;
+    spec job;
+    if (s->data.kind == DATA_SYNTHETIC || s->data.path[0] != '\0')
+        return STATUS_OK;
+    find_job(file, path, sizeof path);
+    if (path[0] == '\0')
+        return STATUS_OK;
+    TRY(spec_init(&job, err));
+    status st = spec_load(&job, path, err);
+    if (st == STATUS_OK && job.data.kind == s->data.kind)
+        st = string_copy(job.data.path, &copy, err);
+    if (st == STATUS_OK && copy) {
+        free(s->data.path);
+        s->data.path = copy;
+    }
+    spec_fini(&job);
+    return st;
+}
+
 /* The spec that the checkpoint was made with, with what the user set on top. */
 static status load_spec(const command_options *o, const checkpoint_head *head, const char *file,
                         spec *ret, errbuf *err)
@@ -44,11 +87,14 @@ static status load_spec(const command_options *o, const checkpoint_head *head, c
     status st = spec_parse(&s, head->results, strlen(head->results), file, err);
     for (int i = 0; i < o->sets && st == STATUS_OK; i++)
         st = spec_set(&s, o->set[i], err);
+    if (st == STATUS_OK)
+        st = take_data_path(&s, file, err);
     if (st != STATUS_OK) {
         spec_fini(&s);
         return st;
     }
     s.train.train_eval = false;
+    s.resources.workers = 0;
     *ret = s;
     return STATUS_OK;
 }
@@ -83,7 +129,7 @@ static status upload(session *s, const char *file, errbuf *err)
 }
 
 static void print_figures(const command_options *o, const char *file, const char *split,
-                          const checkpoint_head *head, const loss_sums *sums)
+                          const checkpoint_head *head, const sample_sums *sums)
 {
     double count = (double)sums->count, loss = sums->loss / count;
     double top1 = (double)sums->top1 / count, top5 = (double)sums->top5 / count;
@@ -91,6 +137,9 @@ static void print_figures(const command_options *o, const char *file, const char
         printf("%s, step %lld, %s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f over %lld images\n",
                file, (long long)head->state.step, split, 100 * top1, 100 * top5, loss,
                (long long)sums->count);
+        if (sums->skipped > 0)
+            printf("%lld damaged images were replaced by others (data.on_error)\n",
+                   (long long)sums->skipped);
         return;
     }
     cJSON *json = cJSON_CreateObject();
@@ -105,6 +154,7 @@ static void print_figures(const command_options *o, const char *file, const char
     else
         cJSON_AddNullToObject(json, "loss");
     cJSON_AddNumberToObject(json, "images", (double)sums->count);
+    cJSON_AddNumberToObject(json, "skipped", (double)sums->skipped);
     char *text = cJSON_Print(json);
     if (text)
         puts(text);
@@ -126,14 +176,12 @@ static status evaluate(const command_options *o, session *s, const char *file,
         return errbuf_set(err, STATUS_BAD_INPUT, "--split %s: validation or train is expected",
                           split);
     s->spec.train.train_eval = on_train;
+    TRY(session_open_net(s, err)); /* before a training set is open: nothing is trained */
     TRY(session_open_data(s, on_train, err));
-    TRY(session_open_net(s, err));
     TRY(session_open_compute(s, NULL, false, err));
     TRY(comm_agree(s->comm, upload(s, file, err), err));
-    loss_sums sums = {0};
-    int64_t skipped = 0;
-    TRY(stepper_evaluate(s->step, on_train ? s->clean : s->eval, &sums, &skipped, report,
-                         s->progress, err));
+    sample_sums sums = {0};
+    TRY(stepper_evaluate(s->step, on_train ? s->clean : s->eval, &sums, report, s->progress, err));
     progress_end(s->progress);
     if (s->comm->rank == 0)
         print_figures(o, file, split, head, &sums);
@@ -143,14 +191,14 @@ static status evaluate(const command_options *o, session *s, const char *file,
 static status run_with(const command_options *o, comm *c, const char *file,
                        const checkpoint_head *head, errbuf *err)
 {
-    spec given;
+    spec given = {0};
     progress p;
     session s = {0};
     int threads = 0;
-    TRY(load_spec(o, head, file, &given, err));
-    given.resources.workers = 0;
+    status st = comm_agree(c, load_spec(o, head, file, &given, err), err);
     progress_init(&p, c->rank != 0, "eval");
-    status st = placement_settle(c, given.resources.threads, &threads, err);
+    if (st == STATUS_OK)
+        st = placement_settle(c, given.resources.threads, &threads, err);
     if (st == STATUS_OK)
         st = session_begin(&s, &given, threads, c, &p, err);
     if (st == STATUS_OK && strcmp(s.data_hash, head->data_hash) != 0)
@@ -187,7 +235,8 @@ const command command_eval = {
     .help = "Usage: ringtrain eval CHECKPOINT|RUN-FOLDER [options]\n"
             "\n"
             "Evaluates a checkpoint with the spec that it holds. A run folder means its best\n"
-            "checkpoint. The data may lie elsewhere by now: --set data.path=DIR.\n"
+            "checkpoint. The images are looked for where the run's job.json says; they may lie\n"
+            "elsewhere by now: --set data.path=DIR.\n"
             "\n"
             "  --split NAME      validation (default) or train (without augmentation)\n"
             "\n"

@@ -14,10 +14,11 @@
 #include "protocol/strbuf.h"
 #include "trainer/command.h"
 #include "trainer/net/builders.h"
+#include "trainer/net/memory_check.h"
 #include "trainer/net/report.h"
 #include "trainer/session.h"
 
-#define STDIN_MAX_BYTES (256 << 20)
+#define STDIN_MAX_BYTES ((size_t)256 << 20)
 
 static status print_text(const char *text, errbuf *err)
 {
@@ -38,15 +39,6 @@ static status print_json(const cJSON *json, errbuf *err)
 }
 
 /* ---- one job ---- */
-
-/* Shards that run side by side (DESIGN Determinism 2). */
-static int lanes_of(const spec *s)
-{
-    int64_t shards = s->train.batch / s->train.shard / s->resources.workers;
-    if (!s->train.exact)
-        return 1;
-    return (int)(shards < s->resources.threads ? shards : s->resources.threads);
-}
 
 static status print_job_json(const spec *s, const net *n, const net_memory *m, errbuf *err)
 {
@@ -73,7 +65,7 @@ static status print_job(const spec *s, bool json, errbuf *err)
     net_memory m;
     char *text = NULL;
     TRY(net_build(s, &n, err));
-    status st = net_estimate_memory(n, (int)s->train.shard, lanes_of(s), &m, err);
+    status st = net_estimate_memory(n, (int)s->train.shard, memory_lanes(s), &m, err);
     if (st == STATUS_OK && json) {
         st = print_job_json(s, n, &m, err);
     } else if (st == STATUS_OK) {
@@ -104,26 +96,6 @@ static status run_job(const command_options *o, errbuf *err)
 }
 
 /* ---- --stdin: a sweep's cells ---- */
-
-static status read_stdin(char **ret_text, size_t *ret_length, errbuf *err)
-{
-    strbuf text = {0};
-    char buffer[1 << 16];
-    size_t got;
-    while ((got = fread(buffer, 1, sizeof buffer, stdin)) > 0 && text.length <= STDIN_MAX_BYTES)
-        strbuf_add_bytes(&text, buffer, got);
-    status st = STATUS_OK;
-    if (ferror(stdin))
-        st = errbuf_set(err, STATUS_ENVIRONMENT, "stdin cannot be read");
-    else if (text.length > STDIN_MAX_BYTES)
-        st = errbuf_set(err, STATUS_BAD_INPUT, "stdin: more than %d MiB of specs",
-                        STDIN_MAX_BYTES >> 20);
-    *ret_length = text.length;
-    if (st == STATUS_OK)
-        return strbuf_take(&text, ret_text, err);
-    strbuf_fini(&text);
-    return st;
-}
 
 /* Parses one cell and fills in what its network depends on; data that the spec does not need is
  * not looked for: the coordinator's host may not have it. */
@@ -195,7 +167,7 @@ static status run_stdin(const command_options *o, errbuf *err)
     cJSON *cells = NULL;
     if (o->args != 0)
         return errbuf_set(err, STATUS_BAD_INPUT, "--stdin takes no file, got '%s'", o->arg[0]);
-    TRY(read_stdin(&text, &length, err));
+    TRY(command_read_stdin(STDIN_MAX_BYTES, &text, &length, err));
     status st = json_parse(text, length, "stdin", &cells, err);
     free(text);
     if (st == STATUS_OK)

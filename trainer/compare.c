@@ -74,6 +74,26 @@ static bool has_figures(const cJSON *result)
     return cJSON_GetObjectItemCaseSensitive(result, "dof") != NULL;
 }
 
+/* The accuracy in `final` or `best`; -1 where nothing was measured. An attempt that ended before
+ * its first evaluation may have written zeros. */
+static double measured_top1(const cJSON *result, const char *key)
+{
+    const cJSON *figures = cJSON_GetObjectItemCaseSensitive(result, key);
+    const double top1 = get_number(figures, "top1", -1);
+    return top1 >= 0 && get_number(figures, "epoch", 1) >= 1 ? top1 : -1;
+}
+
+/* How much an attempt has to show: a later one that was refused or stopped before it evaluated does
+ * not hide what an earlier one measured. */
+static int worth(const cJSON *result)
+{
+    if (!result)
+        return 0;
+    if (!has_figures(result))
+        return 1;
+    return measured_top1(result, "final") >= 0 ? 3 : 2;
+}
+
 /* The best result of a run folder so far; all zero = none. */
 typedef struct found_result {
     cJSON *json;
@@ -88,8 +108,20 @@ static void found_result_fini(found_result *f)
     *f = (found_result){0};
 }
 
-/* Looks at one entry of the run folder; takes its result where it beats what was found: one with
- * figures before one without, then the higher attempt, as a number. */
+/* Whether `a` beats `b`: by worth; of two that measured nothing, the one that got further; else the
+ * higher attempt, as a number. */
+static bool is_better(const found_result *a, const found_result *b)
+{
+    const int mine = worth(a->json), theirs = worth(b->json);
+    if (mine != theirs)
+        return mine > theirs;
+    const double steps = get_number(a->json, "steps", 0), others = get_number(b->json, "steps", 0);
+    if (mine == 2 && steps != others)
+        return steps > others;
+    return a->attempt > b->attempt;
+}
+
+/* Looks at one entry of the run folder; takes its result where it beats what was found. */
 static status consider(const char *path, const char *entry, found_result *best, errbuf *err)
 {
     char *end = NULL;
@@ -102,9 +134,7 @@ static status consider(const char *path, const char *entry, found_result *best, 
     if (asprintf(&here.file, "%s/%s/result.json", path, entry) < 0)
         return errbuf_set(err, STATUS_OUT_OF_MEMORY, "no memory for a path");
     const status st = read_json(here.file, &here.json, err);
-    const bool mine = here.json && has_figures(here.json);
-    const bool theirs = best->json && has_figures(best->json);
-    if (here.json && (mine == theirs ? here.attempt > best->attempt : mine)) {
+    if (here.json && is_better(&here, best)) {
         found_result_fini(best);
         *best = here;
     } else {
@@ -162,7 +192,7 @@ static status run_name(const char *path, char **ret_name, errbuf *err)
 /* Takes the figures out of a result. */
 static status read_result(const cJSON *json, const char *file, compare_run *r, errbuf *err)
 {
-    int64_t generated = 0, wire_floats = 0;
+    int64_t generated = 0, ring_used = 0, wire_floats = 0;
     const char *error = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "error"));
     if (error && !has_figures(json))
         return errbuf_set(err, STATUS_BAD_INPUT, "%s: the run failed: %s", file, error);
@@ -171,14 +201,16 @@ static status read_result(const cJSON *json, const char *file, compare_run *r, e
     TRY(get_count(json, file, "generated", &generated, err));
     TRY(get_count(json, file, "wire_floats", &wire_floats, err));
     TRY(get_count(json, file, "epochs", &r->epochs, err));
+    ring_used = r->ring_size < generated ? r->ring_size : generated;
+    /* Of several rings some may be larger than what they generate: their sum cannot tell. Results
+     * of older versions have no more than the sum. */
+    if (cJSON_GetObjectItemCaseSensitive(json, "ring_used"))
+        TRY(get_count(json, file, "ring_used", &ring_used, err));
     /* What a ring-backed net would have were every generated weight free. */
-    const int64_t ring_used = r->ring_size < generated ? r->ring_size : generated;
     r->dense_dof = r->ring_size > 0 ? r->dof - ring_used + generated : r->dof;
     r->wire_bytes = wire_floats * (int64_t)sizeof(float);
-    const cJSON *final = cJSON_GetObjectItemCaseSensitive(json, "final");
-    const cJSON *best = cJSON_GetObjectItemCaseSensitive(json, "best");
-    r->top1 = get_number(final, "top1", -1);
-    r->best_top1 = get_number(best, "top1", -1);
+    r->top1 = measured_top1(json, "final");
+    r->best_top1 = measured_top1(json, "best");
     r->images_per_second = get_number(json, "images_per_second", 0);
     const char *outcome = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "outcome"));
     snprintf(r->outcome, sizeof r->outcome, "%s", outcome ? outcome : "unknown");

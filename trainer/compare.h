@@ -12,7 +12,8 @@
 
 #include "protocol/status.h"
 
-/* One run, from its newest attempt that has a result with figures. */
+/* One run, from its newest attempt that measured its accuracy at the end of an epoch; where none
+ * did, from the one that got furthest. */
 typedef struct compare_run {
     char *path;        /* as given */
     char *name;        /* the spec's name, else the folder's own */

@@ -24,10 +24,11 @@ static const command *const commands[] = {
 
 static const char common_help[] =
     "Every command takes:\n"
-    "  --set KEY=VALUE   set a field of the spec, e.g. --set train.lr=0.05; repeatable\n"
-    "  --backend NAME    short for --set backend.name=NAME\n"
     "  --json            output for machines\n"
     "  --help            this text\n"
+    "Those that work with a spec:\n"
+    "  --set KEY=VALUE   set a field of the spec, e.g. --set train.lr=0.05; repeatable\n"
+    "  --backend NAME    short for --set backend.name=NAME\n"
     "\n"
     "Exit codes: 0 done; 2 bad input; 3 data; 4 numerical; 5 environment; 6 out of memory;\n"
     "130 after SIGINT; 143 after SIGTERM or SIGUSR1 (checkpoint written, run again to resume).\n";

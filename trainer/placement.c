@@ -2,34 +2,22 @@
 #include "trainer/placement.h"
 
 #include <errno.h>
-#include <sched.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-typedef struct rank_place {
-    char host[64];
-    cpu_set_t mask;
-} rank_place;
-
-/* This rank's cores: the mask itself where it differs among the ranks of the host, else its
- * stretch of it. Empty where there are more ranks than cores. */
-static void choose_cores(const comm *c, const rank_place *all, cpu_set_t *ret_cores)
+/* Ranks with different masks are not each other's peers, also where the masks overlap: whoever gave
+ * them out knew why. */
+void placement_choose(const rank_place *all, int size, int rank, cpu_set_t *ret_cores)
 {
-    const rank_place *mine = &all[c->rank];
+    const rank_place *mine = &all[rank];
     int peers = 0, place = 0;
-    bool is_common = true;
-    for (int r = 0; r < c->size; r++) {
-        if (strcmp(all[r].host, mine->host) != 0)
+    for (int r = 0; r < size; r++) {
+        if (strcmp(all[r].host, mine->host) != 0 || !CPU_EQUAL(&all[r].mask, &mine->mask))
             continue;
-        place += r < c->rank;
+        place += r < rank;
         peers++;
-        is_common = is_common && CPU_EQUAL(&all[r].mask, &mine->mask);
     }
-    *ret_cores = mine->mask;
-    if (!is_common || peers == 1)
-        return;
     ASSERT(peers > 0); /* this rank is one */
     int cores = CPU_COUNT(&mine->mask), each = cores / peers, seen = 0;
     CPU_ZERO(ret_cores);
@@ -67,7 +55,7 @@ status placement_settle(comm *c, int64_t asked, int *ret_threads, errbuf *err)
     rank_place *all = NULL;
     TRY(gather_places(c, &all, err));
     cpu_set_t cores;
-    choose_cores(c, all, &cores);
+    placement_choose(all, c->size, c->rank, &cores);
     free(all);
     int count = CPU_COUNT(&cores);
     int threads = asked > 0 ? (int)asked : (count > 0 ? count : 1);

@@ -8,6 +8,9 @@
 #include "protocol/file.h"
 #include "protocol/json.h"
 #include "protocol/json_canonical.h"
+#include "protocol/spec.h"
+#include "protocol/strbuf.h"
+#include "trainer/checkpoint.h"
 
 #define PLAN_MAX_BYTES (16 << 20)
 
@@ -43,6 +46,84 @@ status plan_load(const char *path, char **ret_text, errbuf *err)
         return st;
     }
     *ret_text = text;
+    return STATUS_OK;
+}
+
+status plan_check_given(const char *given, const char *plan, const char *path, errbuf *err)
+{
+    static const char *const fields[] = {"isa", "onednn", "threads"};
+    cJSON *theirs = NULL, *ours = NULL;
+    status st = json_parse(given, strlen(given), path, &theirs, err);
+    if (st == STATUS_OK)
+        st = json_parse(plan, strlen(plan), "plan", &ours, err);
+    for (size_t i = 0; i < sizeof fields / sizeof *fields && st == STATUS_OK; i++) {
+        const cJSON *a = cJSON_GetObjectItemCaseSensitive(theirs, fields[i]);
+        const cJSON *b = cJSON_GetObjectItemCaseSensitive(ours, fields[i]);
+        if (!a || !b || cJSON_Compare(a, b, true))
+            continue;
+        char *was = cJSON_PrintUnformatted(a), *is = cJSON_PrintUnformatted(b);
+        st =
+            errbuf_set(err, STATUS_BAD_INPUT,
+                       "%s: the plan is for %s %s, this is %s: run as it was made, or make another "
+                       "with backend.plan=tune",
+                       path, fields[i], was ? was : "?", is ? is : "?");
+        free(was);
+        free(is);
+    }
+    cJSON_Delete(theirs);
+    cJSON_Delete(ours);
+    return st;
+}
+
+/* The text without what ranks may differ in. */
+static status comparable(const char *text, char **ret_text, errbuf *err)
+{
+    cJSON *plan = NULL;
+    TRY(json_parse(text, strlen(text), "plan", &plan, err));
+    cJSON_DeleteItemFromObjectCaseSensitive(plan, "ranks_per_host");
+    status st = json_canonical(plan, ret_text, err);
+    cJSON_Delete(plan);
+    return st;
+}
+
+static status compare_plans(const char *mine, const char *first, errbuf *err)
+{
+    char *a = NULL, *b = NULL, *lines = NULL, shown[512];
+    status st = comparable(mine, &a, err);
+    if (st == STATUS_OK)
+        st = comparable(first, &b, err);
+    if (st == STATUS_OK && strcmp(a, b) != 0) {
+        st = spec_diff_results(a, b, &lines, err);
+        if (st == STATUS_OK) {
+            checkpoint_fold_diff(lines, shown, sizeof shown);
+            st = errbuf_set(err, STATUS_BAD_INPUT,
+                            "computes otherwise than rank 0 (%s): use hosts of one kind, or "
+                            "ONEDNN_MAX_CPU_ISA to hold all to one instruction set",
+                            shown);
+        }
+    }
+    free(a);
+    free(b);
+    free(lines);
+    return st;
+}
+
+status plan_settle(comm *c, char **plan, errbuf *err)
+{
+    char *first = NULL;
+    if (c->size == 1)
+        return STATUS_OK;
+    status st = c->rank == 0 ? string_copy(*plan, &first, err) : STATUS_OK;
+    TRY(comm_agree(c, st, err));
+    st = plan_share(c, &first, err);
+    if (st == STATUS_OK)
+        st = comm_agree(c, compare_plans(*plan, first, err), err);
+    if (st != STATUS_OK) {
+        free(first);
+        return st;
+    }
+    free(*plan);
+    *plan = first;
     return STATUS_OK;
 }
 

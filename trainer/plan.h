@@ -19,6 +19,16 @@ CHECK_RESULT status plan_describe(backend *be, const comm *c, bool exact, char *
 /* Reads and parses a plan file (backend.plan: PATH). Caller frees the text. */
 CHECK_RESULT status plan_load(const char *path, char **ret_text, errbuf *err);
 
+/* A plan that was given is one for this machine and these threads: STATUS_BAD_INPUT naming the
+ * field in which it differs from `plan`, by which this run goes (ranks and shapes are the backend's
+ * to judge). `path` is for the message. */
+CHECK_RESULT status plan_check_given(const char *given, const char *plan, const char *path,
+                                     errbuf *err);
+
+/* Replaces every rank's plan by rank 0's: collective. A rank that computes otherwise (the ranks of
+ * its host apart, which bits do not depend on here) is STATUS_BAD_INPUT, on all ranks. */
+CHECK_RESULT status plan_settle(comm *c, char **plan, errbuf *err);
+
 /* Hands rank 0's text to every rank (NULL stays NULL). *text is replaced on the others. */
 CHECK_RESULT status plan_share(comm *c, char **text, errbuf *err);
 

@@ -1,6 +1,7 @@
 /* Progress display; see progress.h. */
 #include "trainer/progress.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -94,16 +95,17 @@ void progress_step(progress *p, int64_t step, double loss)
     int64_t done = step + 1 - p->first_step, total = p->epochs * p->steps;
     double rate = seconds > 0 ? (double)done / seconds : 0;
     double part = (double)(step % p->steps + 1) / (double)p->steps;
-    char bar[BAR_CELLS + 1], left[48], line[320];
+    char bar[BAR_CELLS + 1], left[48], known[32] = "", line[320];
     int full = (int)(part * BAR_CELLS + 0.5);
     for (int i = 0; i < BAR_CELLS; i++)
         bar[i] = i < full ? '#' : '.';
     bar[BAR_CELLS] = '\0';
     format_duration(rate > 0 ? (double)(total - step - 1) / rate : 0, left);
-    snprintf(line, sizeof line,
-             "%s  epoch %lld/%lld [%s] %3.0f%%  loss %.3f  %.0f images/s  %s left", p->label,
-             (long long)(step / p->steps + 1), (long long)p->epochs, bar, 100 * part, loss,
-             rate * (double)p->images_per_step, left);
+    if (!isnan(loss))
+        snprintf(known, sizeof known, "  loss %.3f", loss);
+    snprintf(line, sizeof line, "%s  epoch %lld/%lld [%s] %3.0f%%%s  %.0f images/s  %s left",
+             p->label, (long long)(step / p->steps + 1), (long long)p->epochs, bar, 100 * part,
+             known, rate * (double)p->images_per_step, left);
     draw(line);
 }
 

@@ -25,7 +25,7 @@ void progress_phase(progress *p, const char *what, int64_t done, int64_t total);
 void progress_start(progress *p, int64_t epochs, int64_t steps, int64_t images_per_step,
                     int64_t first_step);
 /* After global step `step` (counted from 0 over the run): at most ten redraws a second. `loss` is
- * the last known mean loss. */
+ * the last known mean loss, NaN where none is. */
 void progress_step(progress *p, int64_t step, double loss);
 void progress_end(progress *p); /* clears the bar */
 

@@ -9,7 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "protocol/file.h"
@@ -136,6 +138,30 @@ static status resolve_path(const char *path, char **ret_path, errbuf *err)
     return STATUS_OK;
 }
 
+/* Two runs in one folder would both set its links and resume from each other's files. The lock is
+ * the kernel's, on the folder itself, so nothing is left behind; a file system without locks is
+ * used without. */
+static status lock_folder(run_folder *f, errbuf *err)
+{
+    const struct timespec nap = {.tv_nsec = 100000000};
+    f->lock = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (f->lock < 0)
+        return errbuf_set(err, STATUS_ENVIRONMENT, "%s: cannot be opened: %s", f->path,
+                          strerror(errno));
+    for (int naps = 0; flock(f->lock, LOCK_EX | LOCK_NB) != 0; naps++) {
+        if (errno != EWOULDBLOCK && errno != EINTR)
+            return STATUS_OK;
+        if (naps == 10 * RUN_LOCK_SECONDS)
+            return errbuf_set(
+                err, STATUS_BAD_INPUT,
+                "%s: another run is training in this folder: stop it, wait for it, or "
+                "choose another with --set out=FOLDER",
+                f->path);
+        nanosleep(&nap, NULL);
+    }
+    return STATUS_OK;
+}
+
 /* The next free attempt: whoever makes the folder has the number. */
 static status claim_attempt(run_folder *f, errbuf *err)
 {
@@ -177,7 +203,7 @@ static status open_metrics(run_folder *f, errbuf *err)
 
 static void start(run_folder *f, const char *job_id)
 {
-    *f = (run_folder){.metrics = -1};
+    *f = (run_folder){.metrics = -1, .lock = -1};
     snprintf(f->job, sizeof f->job, "%s", job_id);
 }
 
@@ -191,6 +217,7 @@ status run_folder_open(run_folder *f, const char *out, const char *job_id, const
         return errbuf_set(err, STATUS_BAD_INPUT, "out: no folder is given");
     TRY_GOTO(file_make_dirs(out, err), st, fail);
     TRY_GOTO(resolve_path(out, &opened.path, err), st, fail);
+    TRY_GOTO(lock_folder(&opened, err), st, fail);
     TRY_GOTO(settle_job(&opened, job_json, err), st, fail);
     TRY_GOTO(claim_attempt(&opened, err), st, fail);
     TRY_GOTO(open_metrics(&opened, err), st, fail);
@@ -236,9 +263,11 @@ void run_folder_close(run_folder *f)
         fsync(f->metrics);
         close(f->metrics);
     }
+    if (f->lock >= 0 && f->path != NULL)
+        close(f->lock);
     free(f->attempt_path);
     free(f->path);
-    *f = (run_folder){.metrics = -1};
+    *f = (run_folder){.metrics = -1, .lock = -1};
 }
 
 /* ---- run.json, result.json ---- */

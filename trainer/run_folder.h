@@ -13,17 +13,22 @@
 
 struct cJSON;
 
+#define RUN_LOCK_SECONDS 5
+
 typedef struct run_folder {
     char *path; /* absolute */
     char job[33];
     int64_t attempt;
     char *attempt_path; /* path/attempt-<n> */
     int metrics;        /* fd of metrics.jsonl, -1 = not open */
+    int lock;           /* fd of the locked folder of a run alone, -1 = not locked */
     int64_t next_seq;
 } run_folder;
 
 /* Creates `out` and job.json (there already with another id: STATUS_BAD_INPUT naming what differs),
- * then attempt-<n> with the next free number by exclusive mkdir; metrics.jsonl opened. */
+ * then attempt-<n> with the next free number by exclusive mkdir; metrics.jsonl opened. The folder
+ * stays locked until it is closed or the process ends; in use by another run for longer than
+ * RUN_LOCK_SECONDS: STATUS_BAD_INPUT. (Ranks whose mpirun was killed live on for a moment.) */
 CHECK_RESULT status run_folder_open(run_folder *f, const char *out, const char *job_id,
                                     const char *job_json, errbuf *err);
 /* The same in a folder that the agent made (train --attempt). */

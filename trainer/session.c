@@ -2,6 +2,7 @@
 #include "trainer/session.h"
 
 #include <cjson/cJSON.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,7 @@
 #include "protocol/file.h"
 #include "protocol/json.h"
 #include "trainer/net/builders.h"
-#include "trainer/net/memory_plan.h"
+#include "trainer/net/memory_check.h"
 #include "trainer/plan.h"
 
 #define EXACT_MAX_SHARDS    64
@@ -126,6 +127,7 @@ status session_begin(session *s, const spec *given, int threads, comm *c, progre
     s->comm = c;
     s->progress = p;
     s->threads = threads;
+    omp_set_num_threads(threads); /* start-up too keeps to this rank's cores */
     status st = spec_copy(given, &s->spec, err);
     s->has_spec = st == STATUS_OK;
     if (st == STATUS_OK)
@@ -136,17 +138,25 @@ status session_begin(session *s, const spec *given, int threads, comm *c, progre
 
 /* ---- data ---- */
 
+static void beat(session *s, attempt_phase phase)
+{
+    if (s->beat)
+        attempt_progress_update(s->beat, 0, phase);
+}
+
 static void report_reading(void *ctx, int64_t done, int64_t total)
 {
-    progress_phase(ctx, "reading images", done, total);
+    session *s = ctx;
+    beat(s, ATTEMPT_LOADING);
+    progress_phase(s->progress, "reading images", done, total);
 }
 
 static status open_sets(session *s, bool training, errbuf *err)
 {
-    TRY(dataset_open(&s->spec, SPLIT_EVAL, report_reading, s->progress, &s->eval_set, err));
+    TRY(dataset_open(&s->spec, SPLIT_EVAL, report_reading, s, &s->eval_set, err));
     if (!training)
         return STATUS_OK;
-    TRY(dataset_open(&s->spec, SPLIT_TRAIN, report_reading, s->progress, &s->train_set, err));
+    TRY(dataset_open(&s->spec, SPLIT_TRAIN, report_reading, s, &s->train_set, err));
     dataset_info info;
     dataset_describe(s->train_set, &info);
     s->steps_per_epoch = info.count / s->spec.train.batch;
@@ -207,10 +217,11 @@ static status open_backend(session *s, const char *plan, bool tune, errbuf *err)
     const spec *sp = &s->spec;
     int shards = (int)(sp->train.batch / sp->train.shard) / s->comm->size;
     s->lanes = 1;
-    if (sp->train.exact)
-        s->lanes = s->threads < shards ? s->threads : shards;
+    int threads = s->threads;
+    if (sp->train.exact) /* one thread a shard, also where there are more threads than shards */
+        threads = s->lanes = s->threads < shards ? s->threads : shards;
     backend_options options = {
-        .threads = s->threads,
+        .threads = threads,
         .lanes = s->lanes,
         .device = s->comm->local_rank,
         .tune = tune,
@@ -241,6 +252,7 @@ static status open_tuned(session *s, bool training, errbuf *err)
 {
     char *plan = NULL;
     status st = STATUS_OK;
+    beat(s, ATTEMPT_TUNING);
     if (s->comm->rank == 0) {
         st = open_step(s, NULL, true, training, err);
         if (st == STATUS_OK)
@@ -264,7 +276,7 @@ static status open_planned(session *s, const char *plan, bool training, errbuf *
         return open_step(s, NULL, false, training, err);
     if (strcmp(word, "tune") == 0)
         return open_tuned(s, training, err);
-    char *text = NULL;
+    char *text = NULL, *here = NULL;
     status st = STATUS_OK;
     if (s->comm->rank == 0)
         st = plan_load(word, &text, err);
@@ -273,15 +285,32 @@ static status open_planned(session *s, const char *plan, bool training, errbuf *
         st = plan_share(s->comm, &text, err);
     if (st == STATUS_OK)
         st = open_step(s, text, false, training, err);
+    if (st == STATUS_OK)
+        st = plan_describe(s->be, s->comm, s->spec.train.exact, &here, err);
+    if (st == STATUS_OK)
+        st = plan_check_given(text, here, word, err);
+    free(here);
     free(text);
     return st;
 }
 
 status session_open_net(session *s, errbuf *err)
 {
+    dataset_info eval = {0};
+    if (s->eval_set)
+        dataset_describe(s->eval_set, &eval);
+    memory_run run = {
+        .spec = &s->spec,
+        .training = s->train_set != NULL,
+        .is_rank_0 = s->comm->rank == 0,
+        .ranks = s->comm->local_size,
+        .loader_depth = LOADER_MIN_DEPTH,
+        .train_images = s->steps_per_epoch * s->spec.train.batch,
+        .eval_images = eval.count,
+    };
     status st = net_build(&s->spec, &s->net, err);
     if (st == STATUS_OK)
-        st = memory_check_net(s->net, 1, s->comm->local_size, err);
+        st = memory_check_net(s->net, &run, err);
     return comm_agree(s->comm, st, err);
 }
 
@@ -290,9 +319,9 @@ status session_open_compute(session *s, const char *plan, bool training, errbuf 
     status st = open_planned(s, plan, training, err);
     if (st == STATUS_OK)
         st = plan_describe(s->be, s->comm, s->spec.train.exact, &s->plan, err);
-    if (st == STATUS_OK)
-        st = create_loaders(s, err);
-    return comm_agree(s->comm, st, err);
+    TRY(comm_agree(s->comm, st, err));
+    TRY(plan_settle(s->comm, &s->plan, err));
+    return comm_agree(s->comm, create_loaders(s, err), err);
 }
 
 void session_close(session *s)

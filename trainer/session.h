@@ -8,6 +8,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/comm.h"
+#include "protocol/attempt.h"
 #include "protocol/spec.h"
 #include "trainer/data/loader.h"
 #include "trainer/progress.h"
@@ -16,15 +17,16 @@
 typedef struct session {
     spec spec; /* resolved */
     bool has_spec;
-    comm *comm;         /* borrowed */
-    progress *progress; /* borrowed */
+    comm *comm;             /* borrowed */
+    progress *progress;     /* borrowed */
+    attempt_progress *beat; /* borrowed: says that loading and tuning go on; NULL = nobody asks */
     int threads, lanes;
     char data_hash[65], job_id[33];
     dataset *train_set, *eval_set;
     net *net;
     backend *be;
     stepper *step;
-    char *plan; /* canonical JSON */
+    char *plan; /* canonical JSON; rank 0's, on every rank */
     loader *train, *eval, *clean;
     int64_t steps_per_epoch;
 } session;
@@ -41,8 +43,9 @@ CHECK_RESULT status session_begin(session *s, const spec *given, int threads, co
 CHECK_RESULT status session_open_data(session *s, bool training, errbuf *err);
 /* Builds the net and checks that the hosts have room for it. */
 CHECK_RESULT status session_open_net(session *s, errbuf *err);
-/* Opens backend, step and loaders. `plan` (may be NULL): the plan to follow, of a checkpoint or a
- * file; else what spec.backend.plan says. s->plan is what resulted. */
+/* Opens backend, step and loaders. `plan` (may be NULL): the plan of a checkpoint, to follow; else
+ * what spec.backend.plan says. s->plan is what resulted. A rank that cannot compute as rank 0 does
+ * (another instruction set, say) is STATUS_BAD_INPUT. */
 CHECK_RESULT status session_open_compute(session *s, const char *plan, bool training, errbuf *err);
 void session_close(session *s); /* NULL-safe, half-open sessions too */
 

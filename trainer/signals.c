@@ -55,10 +55,21 @@ void signals_let_through(signals *s)
     sigset_t hard;
     if (s->fd < 0)
         return;
+    while (signals_poll(s)) /* INT and TERM at once are one request */
+        continue;
     sigemptyset(&hard);
     sigaddset(&hard, SIGINT);
     sigaddset(&hard, SIGTERM);
     pthread_sigmask(SIG_UNBLOCK, &hard, NULL);
+}
+
+void signals_hold(signals *s)
+{
+    sigset_t set;
+    if (s->fd < 0)
+        return;
+    stop_signals(&set);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
 status signals_status(int signal)

@@ -21,8 +21,10 @@ CHECK_RESULT status signals_open(signals *s, errbuf *err);
 void signals_close(signals *s);
 /* The signal that has arrived since the last call, 0 = none. Never blocks. */
 int signals_poll(signals *s);
-/* From now on SIGINT and SIGTERM end the process. */
+/* From now on SIGINT and SIGTERM end the process; of those that have come already, none does. */
 void signals_let_through(signals *s);
+/* Holds them again, for this thread and those that it starts. */
+void signals_hold(signals *s);
 /* Exit status for a stop by `signal`: 130 for SIGINT, 143 otherwise. */
 status signals_status(int signal);
 

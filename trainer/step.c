@@ -41,8 +41,8 @@ struct stepper {
     decay_span *span;
     int spans;
 
-    /* losses not collected yet: [STEP_MAX_PENDING][shards_local] */
-    loss_sums *pending, *gathered;
+    /* sums not collected yet: [STEP_MAX_PENDING][shards_local] */
+    sample_sums *pending, *gathered;
     int pending_steps;
     step_times times;
 };
@@ -241,12 +241,21 @@ static status train_shard(void *ctx, int lane)
     return net_exec_reduce(e, lane, job->grad);
 }
 
+static sample_sums sums_of(const lane_job *job)
+{
+    return (sample_sums){.loss = job->sums.loss,
+                         .count = job->sums.count,
+                         .top1 = job->sums.top1,
+                         .top5 = job->sums.top5,
+                         .skipped = job->shard.skipped};
+}
+
 /* Adds a finished lane's shard to the rank's sums, in shard order. `index`: among this rank's. */
 static status add_shard(stepper *s, lane_job *job, int index, errbuf *err)
 {
     const backend_ops *ops = s->o.be->ops;
     backend *be = s->o.be;
-    s->pending[(size_t)s->pending_steps * (size_t)s->shards_local + (size_t)index] = job->sums;
+    s->pending[(size_t)s->pending_steps * (size_t)s->shards_local + (size_t)index] = sums_of(job);
     if (!isfinite(job->sums.loss))
         return errbuf_set(err, STATUS_NUMERICAL,
                           "the loss is not finite (%g): lower train.lr or add train.warmup",
@@ -420,29 +429,21 @@ status stepper_run(stepper *s, loader *l, double lr, bool stop, bool *ret_stop, 
     return STATUS_OK;
 }
 
-/* ---- losses ---- */
+/* ---- sums ---- */
 
-static void add_sums(loss_sums *to, const loss_sums *from)
-{
-    to->loss += from->loss;
-    to->count += from->count;
-    to->top1 += from->top1;
-    to->top5 += from->top5;
-}
-
-status stepper_collect(stepper *s, loss_sums *sums, double *ret_last, errbuf *err)
+status stepper_collect(stepper *s, sample_sums *sums, double *ret_last, errbuf *err)
 {
     size_t local = (size_t)s->shards_local;
     int64_t bytes = (int64_t)((size_t)s->pending_steps * local * sizeof *s->pending);
     TRY(s->o.comm->ops->all_gather(s->o.comm, s->pending, bytes, s->gathered, err));
     for (int step = 0; step < s->pending_steps; step++) {
-        loss_sums total = {0};
+        sample_sums total = {0};
         for (int rank = 0; rank < s->o.comm->size; rank++)
             for (size_t k = 0; k < local; k++) {
                 size_t at = ((size_t)rank * (size_t)s->pending_steps + (size_t)step) * local + k;
-                add_sums(&total, &s->gathered[at]);
+                sample_sums_add(&total, &s->gathered[at]);
             }
-        add_sums(sums, &total);
+        sample_sums_add(sums, &total);
         if (ret_last && step == s->pending_steps - 1)
             *ret_last = total.loss / (double)total.count;
     }
@@ -471,7 +472,7 @@ static status evaluate_shard(void *ctx, int lane)
 }
 
 /* This rank's shards into `sums`, one each, in order. */
-static status evaluate_local(stepper *s, loader *l, loss_sums *sums, int64_t *skipped,
+static status evaluate_local(stepper *s, loader *l, sample_sums *sums,
                              void (*report)(void *, int64_t, int64_t), void *ctx, errbuf *err)
 {
     int64_t shards = loader_shards(l);
@@ -486,10 +487,8 @@ static status evaluate_local(stepper *s, loader *l, loss_sums *sums, int64_t *sk
         }
         if (st == STATUS_OK)
             st = device_status(s, s->o.be->ops->run_lanes(s->o.be, lanes, evaluate_shard, s), err);
-        for (int lane = 0; lane < lanes && st == STATUS_OK; lane++) {
-            sums[first + lane] = s->job[lane].sums;
-            *skipped += s->job[lane].shard.skipped;
-        }
+        for (int lane = 0; lane < lanes && st == STATUS_OK; lane++)
+            sums[first + lane] = sums_of(&s->job[lane]);
         release_round(s, l);
         if (report)
             report(ctx, first + lanes, shards);
@@ -497,7 +496,7 @@ static status evaluate_local(stepper *s, loader *l, loss_sums *sums, int64_t *sk
     return st;
 }
 
-status stepper_evaluate(stepper *s, loader *l, loss_sums *ret_sums, int64_t *ret_skipped,
+status stepper_evaluate(stepper *s, loader *l, sample_sums *ret_sums,
                         void (*report)(void *ctx, int64_t done, int64_t total), void *ctx,
                         errbuf *err)
 {
@@ -506,31 +505,24 @@ status stepper_evaluate(stepper *s, loader *l, loss_sums *ret_sums, int64_t *ret
     int64_t most = loader_shards(l);
     TRY(c->ops->broadcast(c, &most, sizeof most, 0, err));
     size_t slots = (size_t)(most ? most : 1);
-    loss_sums *mine = calloc(slots, sizeof *mine);
-    loss_sums *all = calloc(slots * (size_t)c->size, sizeof *all);
-    int64_t skipped = 0;
-    int64_t *all_skipped = calloc((size_t)c->size, sizeof *all_skipped);
+    sample_sums *mine = calloc(slots, sizeof *mine);
+    sample_sums *all = calloc(slots * (size_t)c->size, sizeof *all);
     status st = STATUS_OK;
-    if (!mine || !all || !all_skipped)
+    if (!mine || !all)
         st = errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory evaluating");
     else
-        st = evaluate_local(s, l, mine, &skipped, report, ctx, err);
+        st = evaluate_local(s, l, mine, report, ctx, err);
     TRY_GOTO(comm_agree(c, st, err), st, cleanup);
-    ASSERT(mine && all && all_skipped); /* or comm_agree had said so */
+    ASSERT(mine && all); /* or comm_agree had said so */
     TRY_GOTO(c->ops->all_gather(c, mine, most * (int64_t)sizeof *mine, all, err), st, cleanup);
-    TRY_GOTO(c->ops->all_gather(c, &skipped, sizeof skipped, all_skipped, err), st, cleanup);
-    loss_sums total = {0};
+    sample_sums total = {0};
     for (int64_t k = 0; k < most; k++) /* shard k * size + rank: in shard order */
         for (int rank = 0; rank < c->size; rank++)
-            add_sums(&total, &all[(int64_t)rank * most + k]);
-    *ret_skipped = 0;
-    for (int rank = 0; rank < c->size; rank++)
-        *ret_skipped += all_skipped[rank];
+            sample_sums_add(&total, &all[(int64_t)rank * most + k]);
     *ret_sums = total;
 cleanup:
     free(mine);
     free(all);
-    free(all_skipped);
     return st;
 }
 

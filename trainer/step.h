@@ -19,8 +19,9 @@
 #include "protocol/spec.h"
 #include "trainer/data/loader.h"
 #include "trainer/net/exec.h"
+#include "trainer/sample_sums.h"
 
-/* Steps whose losses are kept before they must be collected. */
+/* Steps whose sums are kept before they must be collected. */
 #define STEP_MAX_PENDING 256
 
 /* Running statistics take this share of a step's (METHODS 2: momentum 0.1). */
@@ -55,16 +56,15 @@ CHECK_RESULT status stepper_download(stepper *s, const stepper_state *state, err
 CHECK_RESULT status stepper_run(stepper *s, loader *l, double lr, bool stop, bool *ret_stop,
                                 errbuf *err);
 
-/* Collects the losses of the steps since the last call from all ranks: collective. Adds them, in
+/* Collects the sums of the steps since the last call from all ranks: collective. Adds them, in
  * step and shard order, to *sums; *ret_last (may be NULL) is the last step's mean loss. Must be
  * called before STEP_MAX_PENDING steps are pending. */
-CHECK_RESULT status stepper_collect(stepper *s, loss_sums *sums, double *ret_last, errbuf *err);
+CHECK_RESULT status stepper_collect(stepper *s, sample_sums *sums, double *ret_last, errbuf *err);
 int stepper_pending(const stepper *s);
 
 /* Evaluates all shards of `l` (a loader in evaluation mode) with running statistics: collective;
  * every rank gets the sums over all samples, added in shard order. `report` may be NULL. */
-CHECK_RESULT status stepper_evaluate(stepper *s, loader *l, loss_sums *ret_sums,
-                                     int64_t *ret_skipped,
+CHECK_RESULT status stepper_evaluate(stepper *s, loader *l, sample_sums *ret_sums,
                                      void (*report)(void *ctx, int64_t done, int64_t total),
                                      void *ctx, errbuf *err);
 

@@ -103,8 +103,9 @@ static status load_state(train_run *run, const resume *r, errbuf *err)
 
 /* ---- the run folder (rank 0) ---- */
 
-/* Prints the result of a job that has nothing left to train. */
-static status print_done(train_run *run, const char *checkpoint_path, errbuf *err)
+/* Prints the result of a job that has nothing left to train; false where there is none (the run
+ * ended between its last checkpoint and its result). */
+static bool print_done(train_run *run, const char *checkpoint_path)
 {
     char *target = realpath(checkpoint_path, NULL), path[4096];
     char *slash = target ? strrchr(target, '/') : NULL;
@@ -114,13 +115,15 @@ static status print_done(train_run *run, const char *checkpoint_path, errbuf *er
     free(target);
     char *text = NULL;
     size_t length = 0;
-    TRY(file_read_all(path, RESULT_MAX_BYTES, &text, &length, err));
+    errbuf ignored = {0};
+    if (file_read_all(path, RESULT_MAX_BYTES, &text, &length, &ignored) != STATUS_OK)
+        return false;
     if (run->options->json)
         fwrite(text, 1, length, stdout);
     else
         printf("job %s is done already: %s\n", run->s.job_id, path);
     free(text);
-    return STATUS_OK;
+    return true;
 }
 
 /* Is the job in `out` finished? Looked at before an attempt is made. */
@@ -137,10 +140,8 @@ static status find_done(train_run *run, resume *r, errbuf *err)
     char *results = NULL;
     status st = spec_dump_results(&run->s.spec, &results, err);
     if (st == STATUS_OK && head.state.step == run->total_steps &&
-        strcmp(results, head.results) == 0 && strcmp(run->s.data_hash, head.data_hash) == 0) {
-        r->at.is_done = 1;
-        st = print_done(run, path, err);
-    }
+        strcmp(results, head.results) == 0 && strcmp(run->s.data_hash, head.data_hash) == 0)
+        r->at.is_done = print_done(run, path);
     free(results);
     checkpoint_head_fini(&head);
     return st;
@@ -149,6 +150,11 @@ static status find_done(train_run *run, resume *r, errbuf *err)
 static status open_folder(train_run *run, errbuf *err)
 {
     char *json = NULL;
+    if (run->has_attempt && strcmp(run->attempt.job, run->s.job_id) != 0)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "--attempt is one of job %s, but this spec and its data are job %s: "
+                          "the spec or the images have changed since it was submitted",
+                          run->attempt.job, run->s.job_id);
     TRY(spec_dump(&run->s.spec, true, &json, err));
     status st;
     if (run->has_attempt)
@@ -236,7 +242,7 @@ static status open_compute(train_run *run, resume *r, errbuf *err)
             errbuf_prefix(err, "following the checkpoint's plan");
         return st;
     }
-    return judge_plan(run, r, err);
+    return comm_agree(run->comm, judge_plan(run, r, err), err); /* one plan: all judge alike */
 }
 
 /* ---- run.json and result.json ---- */
@@ -308,6 +314,7 @@ static void add_sizes(cJSON *o, const train_run *run)
     net_counts counts;
     net_count(run->s.net, &counts);
     cJSON_AddNumberToObject(o, "ring_size", (double)counts.ring);
+    cJSON_AddNumberToObject(o, "ring_used", (double)counts.ring_used);
     cJSON_AddNumberToObject(o, "generated", (double)counts.generated);
     cJSON_AddNumberToObject(o, "dof", (double)counts.dof);
     cJSON_AddNumberToObject(o, "dense_params", (double)counts.dense_total);
@@ -334,7 +341,7 @@ static status write_result(train_run *run, status outcome, const errbuf *cause, 
     double seconds = run->train_seconds;
     cJSON_AddNumberToObject(o, "images_per_second", seconds > 0 ? images / seconds : 0);
     cJSON_AddNumberToObject(o, "seconds", seconds);
-    if (run->s.step)
+    if (run->has_begun)
         add_sizes(o, run);
     if (run->last_checkpoint)
         cJSON_AddStringToObject(o, "checkpoint", strrchr(run->last_checkpoint, '/') + 1);
@@ -423,6 +430,35 @@ static status train_and_end(train_run *run, const resume *r, errbuf *err)
     return stopped ? stop_status(run, err) : STATUS_OK;
 }
 
+/* What an agent finds where the run ended before it could open its attempt's folder. A folder that
+ * holds anything already is of an attempt that ran, or of another job. */
+static status write_early_result(const train_run *run, status outcome, const errbuf *cause,
+                                 errbuf *err)
+{
+    const char *folder = run->attempt.folder;
+    char path[4096], log[4096];
+    snprintf(path, sizeof path, "%s/result.json", folder);
+    snprintf(log, sizeof log, "%s/metrics.jsonl", folder);
+    if (access(path, F_OK) == 0 || access(log, F_OK) == 0)
+        return STATUS_OK;
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddStringToObject(o, "job", run->attempt.job);
+    cJSON_AddNumberToObject(o, "attempt", (double)run->attempt.number);
+    cJSON_AddStringToObject(o, "outcome", "failed");
+    cJSON_AddNumberToObject(o, "exit_code", outcome);
+    cJSON_AddStringToObject(o, "error", cause->text);
+    cJSON_AddNumberToObject(o, "last_seq", -1);
+    cJSON_AddNumberToObject(o, "steps", 0);
+    cJSON_AddNumberToObject(o, "epochs", 0);
+    char *text = cJSON_Print(o);
+    cJSON_Delete(o);
+    if (!text)
+        return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory writing %s", path);
+    status st = file_write_atomic(path, text, strlen(text), err);
+    free(text);
+    return st;
+}
+
 /* The end that every rank reaches: rank 0's result is durable before anybody leaves. */
 static status finish(train_run *run, status outcome, errbuf *err)
 {
@@ -434,6 +470,8 @@ static status finish(train_run *run, status outcome, errbuf *err)
         status wrote = write_result(run, outcome, err, &local);
         if (st == STATUS_OK)
             st = wrote;
+    } else if (run->has_attempt && run->comm->rank == 0 && outcome != STATUS_OK) {
+        st = write_early_result(run, outcome, err, &local);
     }
     attempt_progress_update(&run->beat, (uint64_t)run->state.step, ATTEMPT_FINISHED);
     st = comm_agree(run->comm, st, &local);
@@ -462,6 +500,17 @@ static status open_attempt(train_run *run, errbuf *err)
                                  attempt_local_ranks(a, run->comm->rank), err);
 }
 
+/* A plan file that cannot be read is said before anything is made. */
+static status check_plan_file(const train_run *run, const char *path, errbuf *err)
+{
+    char *text = NULL;
+    if (run->comm->rank != 0 || strcmp(path, "default") == 0 || strcmp(path, "tune") == 0)
+        return STATUS_OK;
+    TRY(plan_load(path, &text, err));
+    free(text);
+    return STATUS_OK;
+}
+
 static status prepare(train_run *run, const spec *given, resume *r, errbuf *err)
 {
     int threads = 0;
@@ -472,15 +521,24 @@ static status prepare(train_run *run, const spec *given, resume *r, errbuf *err)
                                                : run->attempt.rank[run->comm->rank].cores;
     else
         TRY(placement_settle(run->comm, given->resources.threads, &threads, err));
+    /* Alone there is nothing to keep yet, and reading the data may take long: a Ctrl-C ends it. */
+    const bool is_alone = run->comm->size == 1 && !run->has_attempt;
+    run->s.beat = &run->beat;
+    if (is_alone)
+        signals_let_through(&run->signals);
     TRY(session_begin(&run->s, given, threads > 0 ? threads : 1, run->comm, &run->progress, err));
     TRY(session_open_data(&run->s, true, err));
+    signals_hold(&run->signals); /* before threads that stay are started */
     TRY(session_open_net(&run->s, err));
     run->total_steps = run->s.spec.train.epochs * run->s.steps_per_epoch;
+    TRY(comm_agree(run->comm, check_plan_file(run, run->s.spec.backend.plan, err), err));
     TRY(find_beginning(run, r, err));
     if (r->at.is_done)
         return STATUS_OK;
     TRY(open_compute(run, r, err));
-    return load_state(run, r, err);
+    TRY(load_state(run, r, err));
+    run->has_begun = true;
+    return STATUS_OK;
 }
 
 static void close_run(train_run *run)
@@ -499,7 +557,8 @@ status train_job(const spec *given, const train_options *options, errbuf *err)
 {
     comm *c = NULL;
     resume r = {0};
-    train_run run = {.options = options, .signals = {.fd = -1}};
+    train_run run = {
+        .options = options, .signals = {.fd = -1}, .state = {.best_top1 = -1}, .last_loss = NAN};
     TRY(signals_open(&run.signals, err)); /* first: a launcher's library starts threads */
     status st = comm_open(&c, err);
     if (st != STATUS_OK) {

@@ -49,7 +49,10 @@ typedef struct train_run {
     train_state state;
     int64_t total_steps, first_step;
     eval_figures final;
-    bool has_final, checkpoint_asked;
+    bool has_begun; /* the state stands: figures mean something */
+    bool has_final;
+    bool checkpoint_asked; /* of this rank, by its control file */
+    bool checkpoint_due;   /* all ranks know: after this step, with everything that belongs to it */
     double train_seconds, last_loss, epoch_began;
     int64_t epoch_first_step; /* first step of this epoch in this attempt */
     int stop_signal;

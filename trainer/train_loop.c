@@ -76,7 +76,7 @@ cleanup:
 static status save(train_run *run, errbuf *err)
 {
     beat(run, ATTEMPT_CHECKPOINTING);
-    run->checkpoint_asked = false;
+    run->checkpoint_due = false;
     status st = run->has_folder ? write_checkpoint(run, err) : STATUS_OK;
     st = settle(run, st, err);
     beat(run, ATTEMPT_TRAINING);
@@ -87,14 +87,7 @@ static status save(train_run *run, errbuf *err)
 
 static status collect(train_run *run, errbuf *err)
 {
-    loss_sums sums = {run->state.train_loss, run->state.train_count, run->state.train_top1,
-                      run->state.train_top5};
-    TRY(stepper_collect(run->s.step, &sums, &run->last_loss, err));
-    run->state.train_loss = sums.loss;
-    run->state.train_count = sums.count;
-    run->state.train_top1 = sums.top1;
-    run->state.train_top5 = sums.top5;
-    return STATUS_OK;
+    return stepper_collect(run->s.step, &run->state.train, &run->last_loss, err);
 }
 
 /* Whether rank 0 was asked for a checkpoint by its control file: told to all. */
@@ -102,7 +95,8 @@ static status share_checkpoint_request(train_run *run, errbuf *err)
 {
     int32_t asked = run->checkpoint_asked;
     TRY(run->comm->ops->broadcast(run->comm, &asked, sizeof asked, 0, err));
-    run->checkpoint_asked = asked != 0;
+    run->checkpoint_asked = false;
+    run->checkpoint_due |= asked != 0;
     return STATUS_OK;
 }
 
@@ -113,8 +107,29 @@ static status log_step(train_run *run, double lr, errbuf *err)
     add_number(fields, "loss", run->last_loss);
     add_number(fields, "lr", lr);
     TRY(settle(run, record(run, "step", fields, err), err));
-    TRY(share_checkpoint_request(run, err));
-    return run->checkpoint_asked ? save(run, err) : STATUS_OK;
+    return share_checkpoint_request(run, err);
+}
+
+/* ---- signals ---- */
+
+/* Whether this rank wants to stop after the next step. */
+static bool poll_signals(train_run *run)
+{
+    int signal = signals_poll(&run->signals);
+    if (signal == 0)
+        return run->stop_signal != 0;
+    attempt_control control = ATTEMPT_STOP;
+    errbuf unreadable = {0};
+    if (signal == SIGUSR1 && run->has_attempt &&
+        attempt_control_read(run->attempt.host_folder, &control, &unreadable) == STATUS_OK &&
+        control == ATTEMPT_CHECKPOINT) {
+        run->checkpoint_asked = true;
+        return false;
+    }
+    run->stop_signal = signal;
+    signals_let_through(&run->signals);
+    progress_say(&run->progress, "stopping after this step (Ctrl-C again ends at once)");
+    return true;
 }
 
 /* ---- evaluation ---- */
@@ -123,14 +138,14 @@ static void report_evaluation(void *ctx, int64_t done, int64_t total)
 {
     train_run *run = ctx;
     beat(run, ATTEMPT_EVALUATING);
+    poll_signals(run);
     progress_phase(&run->progress, "evaluating, shard", done, total);
 }
 
 status train_evaluate(train_run *run, loader *l, eval_figures *ret, errbuf *err)
 {
-    loss_sums sums = {0};
-    int64_t skipped = 0;
-    TRY(stepper_evaluate(run->s.step, l, &sums, &skipped, report_evaluation, run, err));
+    sample_sums sums = {0};
+    TRY(stepper_evaluate(run->s.step, l, &sums, report_evaluation, run, err));
     double count = (double)sums.count;
     *ret = (eval_figures){
         .top1 = (double)sums.top1 / count,
@@ -138,7 +153,7 @@ status train_evaluate(train_run *run, loader *l, eval_figures *ret, errbuf *err)
         .loss = sums.loss / count,
         .images = sums.count,
         .epoch = run->state.epoch,
-        .skipped = skipped,
+        .skipped = sums.skipped,
     };
     return STATUS_OK;
 }
@@ -181,12 +196,14 @@ static status evaluate_epoch(train_run *run, bool *ret_improved, errbuf *err)
 static status record_epoch(train_run *run, errbuf *err)
 {
     train_state *s = &run->state;
-    double count = (double)s->train_count, seconds = clock_seconds() - run->epoch_began;
+    const sample_sums *sums = &s->train;
+    double count = (double)sums->count, seconds = clock_seconds() - run->epoch_began;
     int64_t steps = s->step - run->epoch_first_step;
     cJSON *fields = cJSON_CreateObject();
-    add_number(fields, "loss", s->train_loss / count);
-    add_number(fields, "top1", (double)s->train_top1 / count);
-    add_number(fields, "top5", (double)s->train_top5 / count);
+    add_number(fields, "loss", sums->loss / count);
+    add_number(fields, "top1", (double)sums->top1 / count);
+    add_number(fields, "top5", (double)sums->top5 / count);
+    add_number(fields, "skipped", (double)sums->skipped);
     add_number(fields, "seconds", seconds);
     add_number(fields, "images_per_second",
                (double)(steps * run->s.spec.train.batch) / (seconds > 0 ? seconds : 1));
@@ -194,15 +211,19 @@ static status record_epoch(train_run *run, errbuf *err)
     return record(run, "epoch", fields, err);
 }
 
-static void say_epoch(train_run *run, double train_loss, double train_top1, bool evaluated)
+static void say_epoch(train_run *run, const sample_sums *train, bool evaluated)
 {
-    char validation[96] = "";
+    char validation[96] = "", skipped[64] = "";
+    const double count = (double)train->count;
+    if (train->skipped > 0)
+        snprintf(skipped, sizeof skipped, "  %lld damaged images replaced",
+                 (long long)train->skipped);
     if (evaluated)
         snprintf(validation, sizeof validation, "  validation top-1 %.2f %%  loss %.3f",
                  100 * run->final.top1, run->final.loss);
-    progress_say(&run->progress, "epoch %lld/%lld  train loss %.3f  top-1 %.2f %%%s",
-                 (long long)run->state.epoch, (long long)run->s.spec.train.epochs, train_loss,
-                 100 * train_top1, validation);
+    progress_say(&run->progress, "epoch %lld/%lld  train loss %.3f  top-1 %.2f %%%s%s",
+                 (long long)run->state.epoch, (long long)run->s.spec.train.epochs,
+                 train->loss / count, 100 * (double)train->top1 / count, validation, skipped);
 }
 
 static status begin_epoch(train_run *run, errbuf *err)
@@ -222,43 +243,21 @@ static status end_epoch(train_run *run, errbuf *err)
     if (stepper_pending(run->s.step) > 0)
         TRY(collect(run, err));
     TRY(settle(run, record_epoch(run, err), err));
-    double loss = s->train_loss / (double)s->train_count;
-    double top1 = (double)s->train_top1 / (double)s->train_count;
-    s->train_loss = 0;
-    s->train_count = s->train_top1 = s->train_top5 = 0;
+    const sample_sums train = s->train;
+    s->train = (sample_sums){0};
     bool is_last = s->step == run->total_steps, improved = false;
     bool evaluates = is_last || s->epoch % sp->train.eval_every == 0;
     if (evaluates)
         TRY(evaluate_epoch(run, &improved, err));
-    say_epoch(run, loss, top1, evaluates);
+    say_epoch(run, &train, evaluates);
     bool every = sp->train.checkpoint_every > 0;
     bool due = every ? s->step % sp->train.checkpoint_every == 0 : evaluates;
-    if (due || improved || is_last)
+    if (due || improved || is_last || run->checkpoint_due)
         TRY(save(run, err));
     return is_last ? STATUS_OK : begin_epoch(run, err);
 }
 
 /* ---- the loop ---- */
-
-/* Whether this rank wants to stop after the next step. */
-static bool poll_signals(train_run *run)
-{
-    int signal = signals_poll(&run->signals);
-    if (signal == 0)
-        return false;
-    attempt_control control = ATTEMPT_STOP;
-    errbuf unreadable = {0};
-    if (signal == SIGUSR1 && run->has_attempt &&
-        attempt_control_read(run->attempt.host_folder, &control, &unreadable) == STATUS_OK &&
-        control == ATTEMPT_CHECKPOINT) {
-        run->checkpoint_asked = true;
-        return false;
-    }
-    run->stop_signal = signal;
-    signals_let_through(&run->signals);
-    progress_say(&run->progress, "stopping after this step (Ctrl-C again ends at once)");
-    return true;
-}
 
 static status one_step(train_run *run, bool *ret_stop, errbuf *err)
 {
@@ -278,6 +277,7 @@ static status one_step(train_run *run, bool *ret_stop, errbuf *err)
     if (is_epoch_end)
         return end_epoch(run, err);
     bool due = sp->train.checkpoint_every > 0 && s->step % sp->train.checkpoint_every == 0;
+    due |= run->checkpoint_due;
     if ((due || *ret_stop || stepper_pending(run->s.step) == STEP_MAX_PENDING) &&
         stepper_pending(run->s.step) > 0)
         TRY(collect(run, err));

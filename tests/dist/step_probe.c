@@ -51,7 +51,7 @@ static status train(session *s, const char *const paths[2], FILE *losses, errbuf
     for (int64_t step = 0; step < STEPS; step++) {
         bool stop = false;
         double loss = 0;
-        loss_sums sums = {0};
+        sample_sums sums = {0};
         if (step > 0 && step % s->steps_per_epoch == 0)
             TRY(loader_start(s->train, step / s->steps_per_epoch, 0, err));
         double lr = schedule_lr(&s->spec, step, s->steps_per_epoch);

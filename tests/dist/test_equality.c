@@ -40,6 +40,32 @@ START_TEST(exact_any_world)
 }
 END_TEST
 
+/* A shard is one thread's, also where a rank has more threads than shards. */
+START_TEST(exact_with_idle_threads)
+{
+    static const struct {
+        int ranks;
+        const char *threads;
+    } worlds[] = {{0, "1"}, {0, "3"}, {2, "1"}, {2, "2"}};
+    const char *first = NULL;
+    for (size_t i = 0; i < sizeof worlds / sizeof *worlds; i++) {
+        const char *out = in_folder(text("run-%zu", i));
+        process p = RUN_RINGTRAIN_WITH(
+            ((launch){.ranks = worlds[i].ranks}), "train", in_folder("job.json"), "--backend",
+            test_backend(_i), "--set", text("out=%s", out), "--set",
+            text("resources.threads=%s", worlds[i].threads), "--set", "train.exact=true", "--set",
+            "train.batch=32", "--set", "train.shard=16", "--set", "train.epochs=2", "--set",
+            "model.width=16", "--set", "rpg.size=4000", "--set", "data.size=16");
+        assert_code(&p, 0);
+        const char *last = text("%s/last.safetensors", out);
+        if (first)
+            assert_same_file(first, last);
+        else
+            first = last;
+    }
+}
+END_TEST
+
 /* Stopped again and again, each time resumed in another world. */
 START_TEST(exact_moves_between_worlds)
 {
@@ -171,6 +197,7 @@ int main(void)
     TCase *tcase = process_case("worlds", setup_job);
     int backends = test_backend_count();
     tcase_add_loop_test(tcase, exact_any_world, 0, backends);
+    tcase_add_loop_test(tcase, exact_with_idle_threads, 0, backends - 1);
     tcase_add_loop_test(tcase, exact_moves_between_worlds, 0, backends);
     tcase_add_loop_test(tcase, same_shards, 0, backends);
     tcase_add_test(tcase, other_shards_differ);

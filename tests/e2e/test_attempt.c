@@ -4,6 +4,7 @@
  */
 #include "process_testing.h"
 #include "protocol/attempt.h"
+#include "trainer/checkpoint.h"
 
 static void setup(void)
 {
@@ -161,6 +162,69 @@ START_TEST(control)
 }
 END_TEST
 
+/* A checkpoint that is asked for in an epoch's last step holds what belongs to that step: its epoch
+ * record and evaluation. All steps are the last of an epoch here, and a resume from it goes on as
+ * if nothing had been asked. */
+START_TEST(checkpoint_at_the_end_of_an_epoch)
+{
+    static const char *const sets[] = {"train.batch=64", "train.checkpoint_every=0",
+                                       "train.eval_every=100000"};
+    const char *out = in_folder("alone");
+    process id = START_RINGTRAIN(((launch){0}), "train", in_folder("job.json"), "--set",
+                                 text("out=%s", out), "--set", sets[0], "--set", sets[1], "--set",
+                                 sets[2], "--set", "train.epochs=4000");
+    for (double begin = seconds_now(); seconds_now() - begin < PROCESS_LIMIT; nap(0.002))
+        if (exists(text("%s/attempt-1/run.json", out)))
+            break;
+    process_signal(&id, SIGKILL);
+    process_wait(&id, PROCESS_LIMIT);
+    const char *job = json_string(read_json(text("%s/attempt-1/run.json", out)), "job");
+    const char *run = text("%s/pool/%s", folder, job), *attempt = text("%s/attempt-1", run);
+    mkdir(in_folder("pool"), 0777);
+    mkdir(run, 0777);
+    mkdir(attempt, 0777);
+    process p = START_RINGTRAIN(((launch){0}), "train", in_folder("job.json"), "--attempt",
+                                write_attempt(job, 1, attempt), "--set", sets[0], "--set", sets[1],
+                                "--set", sets[2], "--set", "train.epochs=4000");
+    wait_for_progress(&p, 5);
+    write_control(ATTEMPT_CHECKPOINT);
+    process_signal(&p, SIGUSR1);
+    for (double begin = seconds_now(); seconds_now() - begin < PROCESS_LIMIT; nap(0.002))
+        if (newest_checkpoint(attempt) > 0 || process_has_ended(&p))
+            break;
+    int step = newest_checkpoint(attempt);
+    ck_assert_int_gt(step, 0);
+    checkpoint_head head = {0};
+    errbuf err = {0};
+    const char *file = text("%s/ckpt-%d.safetensors", attempt, step);
+    ck_assert_msg(checkpoint_read_head(file, &head, &err) == STATUS_OK, "%s", err.text);
+    ck_assert_int_eq((int)head.state.epoch, step); /* one step an epoch, and it is over */
+    ck_assert_int_eq((int)head.state.train.count, 0);
+    ck_assert_int_eq((int)head.state.next_seq, 2 * step); /* a step and an epoch record each */
+    checkpoint_head_fini(&head);
+    process_signal(&p, SIGKILL);
+    process_wait(&p, PROCESS_LIMIT);
+}
+END_TEST
+
+/* What goes wrong before the run has begun stands in the attempt's result all the same. */
+START_TEST(early_failure_has_a_result)
+{
+    const char *job = find_id("5"), *run = text("%s/pool/%s", folder, job);
+    mkdir(in_folder("pool"), 0777);
+    mkdir(run, 0777);
+    mkdir(text("%s/attempt-1", run), 0777);
+    write_attempt(job, 1, text("%s/attempt-1", run));
+    process p = RUN_RINGTRAIN("train", in_folder("job.json"), "--attempt",
+                              in_folder("attempt-1.json"), "--set", "data.train_count=15");
+    ASSERT_ERROR(&p, 2, "train.batch");
+    assert_result(run, "failed", 2);
+    cJSON *result = read_attempt(run, 1, "result.json");
+    ck_assert_str_eq(json_string(result, "job"), job);
+    ck_assert_ptr_nonnull(strstr(json_string(result, "error"), "train.batch"));
+}
+END_TEST
+
 START_TEST(refused)
 {
     const char *job = find_id("5"), *run = text("%s/pool/%s", folder, job);
@@ -180,6 +244,12 @@ START_TEST(refused)
     p = RUN_RINGTRAIN("train", in_folder("job.json"), "--attempt", in_folder("attempt-2.json"));
     ASSERT_ERROR(&p, 2, "attempt-2");
     ck_assert(!exists(text("%s/attempt-2", run)));
+    /* an attempt of another job */
+    mkdir(text("%s/attempt-2", run), 0777);
+    p = RUN_RINGTRAIN("train", in_folder("job.json"), "--attempt", in_folder("attempt-2.json"),
+                      "--set", "train.lr=0.25");
+    ASSERT_ERROR(&p, 2, job);
+    ck_assert(!exists(text("%s/attempt-2/metrics.jsonl", run)));
     write_text(in_folder("bad.json"), "{\"job\": 3}");
     p = RUN_RINGTRAIN("train", in_folder("job.json"), "--attempt", in_folder("bad.json"));
     ASSERT_ERROR(&p, 2, "bad.json");
@@ -195,6 +265,8 @@ int main(void)
     tcase_add_test(tcase, to_the_end);
     tcase_add_test(tcase, progress_advances);
     tcase_add_loop_test(tcase, control, 0, 4);
+    tcase_add_test(tcase, checkpoint_at_the_end_of_an_epoch);
+    tcase_add_test(tcase, early_failure_has_a_result);
     tcase_add_test(tcase, refused);
     suite_add_tcase(suite, tcase);
     return run_suite(suite);

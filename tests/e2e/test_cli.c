@@ -28,6 +28,31 @@ START_TEST(dry_run_is_a_fixed_point)
 }
 END_TEST
 
+/* A spec on stdin that only one rank would see, that is too long, or that cannot be read. */
+START_TEST(stdin_is_refused)
+{
+    static const char *const two_ranks[] = {"OMPI_COMM_WORLD_SIZE=2", NULL};
+    static const char *const commands[] = {"train", "bench"};
+    for (int i = 0; i < 2; i++) {
+        launch l = {.input = JOB, .environment = two_ranks};
+        process p = RUN_RINGTRAIN_WITH(l, commands[i], "-");
+        ASSERT_ERROR(&p, 2, "standard input", "rank 0 of 2", "file");
+        ck_assert_int_eq(count_lines(p.err), 1);
+    }
+    size_t length = ((size_t)16 << 20) + 1;
+    char *blanks = malloc(length);
+    ck_assert_ptr_nonnull(blanks);
+    memset(blanks, ' ', length);
+    write_file(in_folder("long"), blanks, length);
+    free(blanks);
+    process p = RUN_RINGTRAIN_WITH(((launch){.input = in_folder("long")}), "train", "-");
+    ASSERT_ERROR(&p, 2, "stdin", "16 MiB");
+    p = RUN_RINGTRAIN_WITH(((launch){.input = folder}), "train", "-");
+    ASSERT_ERROR(&p, 5, "stdin", "directory");
+    ck_assert(!exists(in_folder("run")));
+}
+END_TEST
+
 START_TEST(later_sets_win)
 {
     process p = RUN_RINGTRAIN("train", JOB, "--dry-run", "--set", "train.lr=0.5",
@@ -163,14 +188,35 @@ START_TEST(eval_with_moved_data)
                               "data.size=32", "--set", "train.epochs=1");
     assert_code(&p, 0);
     cJSON *result = read_attempt(in_folder("run"), 1, "result.json");
+    const cJSON *final = cJSON_GetObjectItem(result, "final");
+    /* a checkpoint holds no paths: its run's job.json does */
+    const char *checkpoint =
+        text("%s/attempt-1/%s", in_folder("run"), json_string(result, "checkpoint"));
+    const char *inside[] = {in_folder("run"), in_folder("run/last.safetensors"), checkpoint};
+    for (size_t i = 0; i < sizeof inside / sizeof *inside; i++) {
+        p = RUN_RINGTRAIN("eval", inside[i], "--json");
+        assert_eval(&p, final, 40);
+    }
+    p = RUN_RINGTRAIN("eval", checkpoint, "--split", "train");
+    assert_code(&p, 0);
+    size_t length = 0;
+    char *bytes = read_file(checkpoint, &length);
+    write_file(in_folder("alone/last.safetensors"), bytes, length);
+    p = RUN_RINGTRAIN("eval", in_folder("alone"));
+    ASSERT_ERROR(&p, 2, "data.path");
     ck_assert_int_eq(rename(in_folder("here"), in_folder("there")), 0);
     p = RUN_RINGTRAIN("eval", in_folder("run"), "--set", text("data.path=%s/there", folder),
                       "--json");
-    assert_eval(&p, cJSON_GetObjectItem(result, "final"), 40);
-    p = RUN_RINGTRAIN("eval", in_folder("run"), "--set", text("data.path=%s/here", folder));
-    ASSERT_ERROR(&p, 2, "here");
+    assert_eval(&p, final, 40);
     p = RUN_RINGTRAIN("eval", in_folder("run"));
-    assert_code(&p, 2); /* a checkpoint holds no paths */
+    ASSERT_ERROR(&p, 2, "/here");
+    write_text(in_folder("run/job.json"), "{\"data\": {");
+    p = RUN_RINGTRAIN("eval", in_folder("run"));
+    ASSERT_ERROR(&p, 2, "run/job.json");
+    p = RUN_RINGTRAIN("eval", in_folder("run"), "--set", text("data.path=%s/there", folder),
+                      "--json");
+    assert_eval(&p, final, 40);
+    ck_assert_int_eq(unlink(in_folder("run/job.json")), 0);
     /* the same command goes on where the data lie now */
     p = RUN_RINGTRAIN("train", JOB, "--set", "data.kind=cifar10", "--set",
                       text("data.path=%s/there", folder), "--set", "data.subset=64", "--set",
@@ -227,6 +273,7 @@ int main(void)
     Suite *suite = suite_create("cli");
     TCase *tcase = process_case("commands", setup_job);
     tcase_add_test(tcase, dry_run_is_a_fixed_point);
+    tcase_add_test(tcase, stdin_is_refused);
     tcase_add_test(tcase, later_sets_win);
     tcase_add_test(tcase, wrong_words);
     tcase_add_test(tcase, help);

@@ -40,6 +40,11 @@ says '175,752'
 
 run 2 "$RINGTRAIN" compare
 says 'no run folder given'
+# What would mean nothing is not ignored.
+run 2 "$RINGTRAIN" compare --set train.lr=1 runs/dense
+says '--set'
+run 2 "$RINGTRAIN" compare --backend cpu runs/dense
+says '--backend'
 run 2 "$RINGTRAIN" compare runs/dense nowhere
 says 'nowhere'
 run 2 "$RINGTRAIN" compare --plot no/such/folder/plot runs/dense

@@ -51,14 +51,43 @@ END_TEST
 START_TEST(second_signal_ends_at_once)
 {
     const char *out = in_folder("out");
-    process p = start_run(0, "reference", out, "train.epochs=100000");
-    wait_for_step(&p, out, 1, 2);
-    for (int i = 0; i < 200 && !process_has_ended(&p); i++) { /* as fast as steps go, or faster */
-        process_signal(&p, SIGINT);
-        nap(0.001);
+    /* steps of seconds: the second signal finds the last one still running */
+    process p = START_RINGTRAIN((launch){0}, "train", in_folder("job.json"), "--backend",
+                                "reference", "--set", text("out=%s", out), "--set", "data.size=32",
+                                "--set", "model.width=16", "--set", "rpg.size=4000", "--set",
+                                "train.batch=64", "--set", "train.epochs=1000");
+    const char *said = "";
+    bool sent = false;
+    for (double begin = seconds_now(); seconds_now() - begin < PROCESS_LIMIT; nap(0.02)) {
+        said = read_file(p.err_path, NULL);
+        said = said ? said : ""; /* it has not begun to write */
+        if (strstr(said, "stopping after this step"))
+            break;
+        if (!sent && exists(text("%s/attempt-1/run.json", out))) {
+            process_signal(&p, SIGINT);
+            sent = true;
+        }
     }
+    ck_assert_msg(strstr(said, "stopping after this step") != NULL, "not acknowledged: %s", said);
+    process_signal(&p, SIGINT);
     process_wait(&p, PROCESS_LIMIT);
-    ck_assert_int_eq(p.code, 130); /* by the signal or in time by itself */
+    ck_assert_int_eq(p.code, 130);
+    ck_assert(!exists(text("%s/attempt-1/result.json", out))); /* it did not wait */
+}
+END_TEST
+
+/* Two runs in one folder would resume from each other's files. */
+START_TEST(one_run_at_a_time)
+{
+    const char *out = in_folder("out");
+    process first = start_run(0, "reference", out, "train.epochs=100000");
+    wait_for_step(&first, out, 1, 2);
+    process p = run_whole(0, "reference", out, "train.epochs=100000");
+    ASSERT_ERROR(&p, 2, "another run", out);
+    ck_assert_int_eq(last_attempt(out), 1);
+    ck_assert(!process_has_ended(&first));
+    process_signal(&first, SIGKILL);
+    process_wait(&first, PROCESS_LIMIT);
 }
 END_TEST
 
@@ -72,8 +101,10 @@ START_TEST(killed_after_last_step)
     p = run_whole(0, test_backend(0), out, "train.seed=1");
     assert_code(&p, 0);
     unlink(text("%s/attempt-1/result.json", out));
-    unlink(text("%s/last.safetensors", out));
-    unlink(text("%s/best.safetensors", out));
+    if (_i == 0) { /* before the links were set */
+        unlink(text("%s/last.safetensors", out));
+        unlink(text("%s/best.safetensors", out));
+    }
     p = run_whole(0, test_backend(0), out, "train.seed=1");
     assert_code(&p, 0);
     assert_same_run(whole, out);
@@ -133,7 +164,8 @@ int main(void)
     tcase_add_test(tcase, kill_resume_without_regular_checkpoints);
     tcase_add_loop_test(tcase, stop_resume, 0, 3);
     tcase_add_test(tcase, second_signal_ends_at_once);
-    tcase_add_test(tcase, killed_after_last_step);
+    tcase_add_test(tcase, one_run_at_a_time);
+    tcase_add_loop_test(tcase, killed_after_last_step, 0, 2);
     tcase_add_test(tcase, done_is_done);
     tcase_add_test(tcase, folder_of_another_job);
     suite_add_tcase(suite, tcase);

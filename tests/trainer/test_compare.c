@@ -70,6 +70,8 @@ static status load(compare_table *t, errbuf *err, int count, const char *const *
     ",\"generated\":" generated ",\"wire_floats\":1000,\"images_per_second\":2500.5," \
     "\"final\":{\"top1\":" top1 "},\"best\":{\"top1\":0.75,\"epoch\":2,\"step\":20}}"
 
+#define SIZES "\"dof\":1100,\"ring_size\":1000,\"generated\":5000,\"wire_floats\":1000,"
+
 static const char ring_result[] = RESULT("done", "1100", "1000", "5000", "0.5");
 static const char dense_result[] = RESULT("done", "5100", "0", "0", "0.625");
 
@@ -138,6 +140,75 @@ START_TEST(failed_attempt_is_passed_over)
     ck_assert_int_eq(load(&t, &err, 1, (const char *[]){"run"}), STATUS_OK);
     ck_assert_int_eq(t.run[0].dof, 1100);
     compare_fini(&t);
+}
+END_TEST
+
+/* A resume that was refused, or stopped before it evaluated, does not hide what was measured; zeros
+ * of before the first epoch are no measurement. */
+START_TEST(unmeasured_attempts_hide_nothing)
+{
+    static const char *const later[] = {
+        "{\"outcome\":\"failed\",\"error\":\"another plan\"," SIZES "\"steps\":0,\"epochs\":0,"
+        "\"best\":{\"top1\":0,\"epoch\":0,\"step\":0}}",
+        "{\"outcome\":\"stopped\"," SIZES "\"steps\":900,\"epochs\":3,"
+        "\"best\":{\"top1\":0.75,\"epoch\":2,\"step\":20}}",
+        "{\"outcome\":\"stopped\"," SIZES "\"steps\":900,\"epochs\":0,"
+        "\"final\":{\"top1\":0,\"epoch\":0},\"best\":{\"top1\":-1,\"epoch\":0,\"step\":0}}",
+        "{\"outcome\":\"stopped\"," SIZES "\"steps\":900,\"epochs\":3,"
+        "\"final\":{\"top1\":null,\"epoch\":3}}",
+    };
+    compare_table t = {0};
+    errbuf err = {0};
+    write_attempt("run", 1, ring_result);
+    write_attempt("run", 2, later[_i]);
+    write_attempt("alone", 1, later[_i]);
+    ck_assert_int_eq(load(&t, &err, 1, (const char *[]){"run"}), STATUS_OK);
+    ck_assert_double_eq(t.run[0].top1, 0.5);
+    ck_assert_double_eq(t.run[0].best_top1, 0.75);
+    ck_assert_str_eq(t.run[0].outcome, "done");
+    compare_fini(&t);
+    ck_assert_int_eq(load(&t, &err, 1, (const char *[]){"alone"}), STATUS_OK);
+    ck_assert_double_eq(t.run[0].top1, -1);
+    ck_assert_double_eq(t.run[0].best_top1, _i == 1 ? 0.75 : -1);
+    compare_fini(&t);
+}
+END_TEST
+
+/* Of attempts that measured, the newest; of those that did not, the one that got furthest. */
+START_TEST(newest_measured_or_furthest)
+{
+    compare_table t = {0};
+    errbuf err = {0};
+    write_attempt("run", 1, RESULT("stopped", "1100", "1000", "5000", "0.625"));
+    write_attempt("run", 2, ring_result);
+    write_attempt("unmeasured", 1, "{\"outcome\":\"a\"," SIZES "\"steps\":7,\"epochs\":0}");
+    write_attempt("unmeasured", 2, "{\"outcome\":\"b\"," SIZES "\"steps\":9,\"epochs\":0}");
+    write_attempt("unmeasured", 3, "{\"outcome\":\"c\"," SIZES "\"steps\":9,\"epochs\":0}");
+    write_attempt("unmeasured", 4, "{\"outcome\":\"d\"," SIZES "\"steps\":0,\"epochs\":0}");
+    ck_assert_int_eq(load(&t, &err, 2, (const char *[]){"run", "unmeasured"}), STATUS_OK);
+    ck_assert_double_eq(t.run[0].top1, 0.5);
+    ck_assert_str_eq(t.run[1].outcome, "c");
+    compare_fini(&t);
+}
+END_TEST
+
+/* Block rings of 4000 for 1000 weights and of 100 for 4000: 1100 elements are in use, which the
+ * sums 4100 and 5000 cannot tell. */
+START_TEST(rings_of_mixed_kind)
+{
+    compare_table t = {0};
+    errbuf err = {0};
+    write_attempt("run", 1,
+                  "{\"outcome\":\"done\",\"epochs\":1,\"dof\":1200,\"ring_size\":4100,"
+                  "\"ring_used\":1100,\"generated\":5000,\"wire_floats\":1000}");
+    ck_assert_int_eq(load(&t, &err, 1, (const char *[]){"run"}), STATUS_OK);
+    ck_assert_int_eq(t.run[0].dense_dof, 5100);
+    compare_fini(&t);
+    write_attempt("bad", 1,
+                  "{\"outcome\":\"done\",\"epochs\":1,\"dof\":1200,\"ring_size\":4100,"
+                  "\"ring_used\":\"all\",\"generated\":5000,\"wire_floats\":1000}");
+    ck_assert_int_eq(load(&t, &err, 1, (const char *[]){"bad"}), STATUS_BAD_INPUT);
+    ck_assert_ptr_nonnull(strstr(err.text, "ring_used"));
 }
 END_TEST
 
@@ -300,6 +371,9 @@ int main(void)
     tcase_add_test(tc, large_ring_is_the_dense_size);
     tcase_add_test(tc, newest_attempt_as_a_number);
     tcase_add_test(tc, failed_attempt_is_passed_over);
+    tcase_add_loop_test(tc, unmeasured_attempts_hide_nothing, 0, 4);
+    tcase_add_test(tc, newest_measured_or_furthest);
+    tcase_add_test(tc, rings_of_mixed_kind);
     tcase_add_test(tc, table_is_ordered_and_complete);
     tcase_add_test(tc, json_reads_back);
     tcase_add_loop_test(tc, damaged_result_is_named, 0, sizeof bad / sizeof bad[0]);

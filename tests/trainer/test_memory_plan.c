@@ -1,10 +1,7 @@
-/* Packing by lifetime, against brute force and the lower bound; what the host says it has left. */
+/* Packing by lifetime, against brute force and the lower bound. */
 #include <check.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "trainer/net/builders.h"
 #include "trainer/net/exec_schedule.h"
@@ -100,114 +97,14 @@ START_TEST(resnet_is_packed_close_to_the_bound)
 }
 END_TEST
 
-/* ---- memory_available in a folder that looks like a host ---- */
-
-static char root[256];
-
-static void make_root(void)
-{
-    const char *tmp = getenv("TMPDIR");
-    snprintf(root, sizeof root, "%s/memory-XXXXXX", tmp ? tmp : "/tmp");
-    ck_assert_ptr_nonnull(mkdtemp(root));
-}
-
-static void remove_root(void)
-{
-    char command[300];
-    snprintf(command, sizeof command, "rm -r '%s'", root);
-    ck_assert_int_eq(system(command), 0);
-}
-
-/* Writes root/<path>, making its folders. */
-static void put(const char *path, const char *text)
-{
-    char full[512];
-    snprintf(full, sizeof full, "%s/%s", root, path);
-    for (char *p = full + strlen(root) + 1; (p = strchr(p, '/')); p++) {
-        *p = '\0';
-        mkdir(full, 0777);
-        *p = '/';
-    }
-    FILE *file = fopen(full, "w");
-    ck_assert_ptr_nonnull(file);
-    fputs(text, file);
-    fclose(file);
-}
-
-START_TEST(available_memory_is_the_tightest_limit)
-{
-    ck_assert_uint_eq(memory_available(root), UINT64_MAX); /* nothing there: no judgement */
-    put("proc/meminfo", "MemTotal:  9000000 kB\nMemAvailableX: 1 kB\nMemAvailable:  5000000 kB\n");
-    ck_assert_uint_eq(memory_available(root), UINT64_C(5120000000));
-
-    put("proc/self/cgroup", "1:cpu:/\n0::/jobs/one\n"); /* v2: the outer group is the tighter */
-    put("sys/fs/cgroup/jobs/one/memory.max", "max\n");
-    put("sys/fs/cgroup/jobs/memory.max", "4000000000\n");
-    put("sys/fs/cgroup/jobs/memory.current", "1500000000\n");
-    ck_assert_uint_eq(memory_available(root), UINT64_C(2500000000));
-    put("sys/fs/cgroup/jobs/memory.stat", "anon 5\ninactive_file 500000000\n"); /* page cache */
-    ck_assert_uint_eq(memory_available(root), UINT64_C(3000000000));
-    put("sys/fs/cgroup/memory.max", "1000\n"); /* a container sees its own group as the root */
-    put("sys/fs/cgroup/memory.current", "2000\n");
-    ck_assert_uint_eq(memory_available(root), 0);
-}
-END_TEST
-
-START_TEST(old_control_groups_are_read_too)
-{
-    put("proc/meminfo", "MemAvailable:  5000000 kB\n");
-    put("proc/self/cgroup", "4:memory:/a\n0::/\n");
-    put("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "9223372036854771712\n");
-    put("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "100\n");
-    ck_assert_uint_eq(memory_available(root), UINT64_C(5120000000));
-    put("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1000\n");
-    put("sys/fs/cgroup/memory/a/memory.stat", "inactive_file 7\ntotal_inactive_file 40\n");
-    ck_assert_uint_eq(memory_available(root), 940);
-}
-END_TEST
-
-START_TEST(what_does_not_fit_is_refused)
-{
-    errbuf err = {0};
-    ck_assert_int_eq(memory_check(1, "a byte", "rpg.size", &err), STATUS_OK);
-    ck_assert_int_eq(memory_check(UINT64_C(1) << 60, "the ring", "rpg.size", &err),
-                     STATUS_BAD_INPUT);
-    ck_assert_ptr_nonnull(strstr(err.text, "the ring needs 1152921504606846976 bytes"));
-    ck_assert_ptr_nonnull(strstr(err.text, "are available; lower rpg.size"));
-}
-END_TEST
-
-START_TEST(a_net_names_what_weighs_most)
-{
-    errbuf err = {0};
-    net n = {.param_elements = 1000};
-    net_ring ring = {.n = 900};
-    ck_assert_int_eq(memory_check_net(&n, 1, 1, &err), STATUS_OK);
-    ck_assert_int_eq(memory_check_net(&n, 1, 1 << 30, &err), STATUS_BAD_INPUT);
-    ck_assert_ptr_nonnull(strstr(err.text, "lower model.width"));
-    ck_assert_ptr_nonnull(strstr(err.text, "12884901888000 bytes"));
-    errbuf_clear(&err);
-    n.ring = &ring;
-    n.rings = 1;
-    ck_assert_int_eq(memory_check_net(&n, 1, 1 << 30, &err), STATUS_BAD_INPUT);
-    ck_assert_ptr_nonnull(strstr(err.text, "lower rpg.size"));
-}
-END_TEST
-
 int main(void)
 {
     Suite *suite = suite_create("memory_plan");
-    TCase *plan = tcase_create("plan"), *host = tcase_create("host");
+    TCase *plan = tcase_create("plan");
     tcase_add_loop_test(plan, random_lists_never_overlap, 0, 60);
     tcase_add_test(plan, memory_is_used_again);
     tcase_add_loop_test(plan, resnet_is_packed_close_to_the_bound, 0, 8);
-    tcase_add_test(plan, what_does_not_fit_is_refused);
-    tcase_add_test(plan, a_net_names_what_weighs_most);
-    tcase_add_checked_fixture(host, make_root, remove_root);
-    tcase_add_test(host, available_memory_is_the_tightest_limit);
-    tcase_add_test(host, old_control_groups_are_read_too);
     suite_add_tcase(suite, plan);
-    suite_add_tcase(suite, host);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
     int failures = srunner_ntests_failed(runner);

@@ -1,6 +1,7 @@
 /* Threads and cores of a rank, with the other ranks of the host played by the test. */
 #include <check.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -72,6 +73,51 @@ START_TEST(ranks_share_the_mask)
 }
 END_TEST
 
+/* A world of ranks by name of host and mask, "h:0-3 h:0-3 …": what each gets, as "0,1" and so on.
+ */
+static void assert_cores(const char *ranks, const char *const cores[])
+{
+    rank_place all[8];
+    int size = 0, used = 0;
+    memset(all, 0, sizeof all);
+    for (int first, last;
+         sscanf(ranks, " %63[^:]:%d-%d%n", all[size].host, &first, &last, &used) == 3;
+         ranks += used, size++)
+        for (int core = first; core <= last; core++)
+            CPU_SET(core, &all[size].mask);
+    for (int rank = 0; rank < size; rank++) {
+        cpu_set_t mine;
+        char text[256] = "";
+        placement_choose(all, size, rank, &mine);
+        for (int core = 0; core < CPU_SETSIZE; core++)
+            if (CPU_ISSET(core, &mine))
+                snprintf(text + strlen(text), sizeof text - strlen(text), "%s%d",
+                         text[0] ? "," : "", core);
+        ck_assert_msg(strcmp(text, cores[rank]) == 0, "rank %d has %s, not %s", rank, text,
+                      cores[rank]);
+    }
+}
+#define ASSERT_CORES(world, ...) assert_cores(world, (const char *const[]){__VA_ARGS__})
+
+START_TEST(only_equal_masks_are_cut)
+{
+    ASSERT_CORES("h:0-3 h:0-3", "0,1", "2,3");
+    ASSERT_CORES("h:0-1 h:2-3", "0,1", "2,3"); /* given out by the launcher */
+    /* {A,A,B,B}, and one rank that stands apart does not keep the others from sharing */
+    ASSERT_CORES("h:0-3 h:0-3 h:4-7 h:4-7", "0,1", "2,3", "4,5", "6,7");
+    ASSERT_CORES("h:0-3 h:4-7 h:0-3 h:4-7", "0,1", "4,5", "2,3", "6,7");
+    ASSERT_CORES("h:0-3 h:0-3 h:4-7", "0,1", "2,3", "4,5,6,7");
+    /* masks that overlap in part are kept */
+    ASSERT_CORES("h:0-3 h:2-5", "0,1,2,3", "2,3,4,5");
+    ASSERT_CORES("h:0-3 h:0-3 h:0-7", "0,1", "2,3", "0,1,2,3,4,5,6,7");
+    /* the same numbers on another host are other cores */
+    ASSERT_CORES("h:0-1 h:0-1 g:0-1", "0", "1", "0,1");
+    /* what cannot be divided is left over; more ranks than cores have none of their own */
+    ASSERT_CORES("h:0-2 h:0-2", "0", "1");
+    ASSERT_CORES("h:0-1 h:0-1 h:0-1 h:5-5", "", "", "", "5");
+}
+END_TEST
+
 /* More ranks or threads than cores: one thread each, and the system places them. */
 START_TEST(too_few_cores)
 {
@@ -116,6 +162,7 @@ int main(void)
     TCase *tcase = tcase_create("placement");
     tcase_add_test(tcase, alone_takes_all);
     tcase_add_test(tcase, ranks_share_the_mask);
+    tcase_add_test(tcase, only_equal_masks_are_cut);
     tcase_add_test(tcase, too_few_cores);
     tcase_add_test(tcase, all_take_the_fewest);
     tcase_add_test(tcase, pinning);

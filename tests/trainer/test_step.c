@@ -176,7 +176,7 @@ START_TEST(nothing_is_allocated)
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
         rig *r =
             OPEN(backends[_i], ways[i].threads, ways[i].exact, ways[i].shard, "data.workers=1");
-        loss_sums sums = {0};
+        sample_sums sums = {0};
         free(malloc(1));
         for (int k = 0; k < 10; k++) {
             if (k == 2) {
@@ -282,7 +282,7 @@ END_TEST
 START_TEST(losses_are_collected)
 {
     rig *r = OPEN(backends[_i], 1, "train.shard=4");
-    loss_sums two = {0}, more = {0};
+    sample_sums two = {0}, more = {0};
     double last = 0;
     step(r, 0.05);
     step(r, 0.05);

@@ -47,7 +47,7 @@ CHECK_RESULT status net_exec_expand(net_exec *e, const float *params);
 CHECK_RESULT status net_exec_set_input(net_exec *e, int lane, int input, const float *images);
 
 /* Forward with batch statistics; stats (running_elements, as the statistics vector: [mean |
- * unbiased variance] a norm) is overwritten. A norm used several times leaves its last use's. */
+ * unbiased variance] a norm) is overwritten. (A norm has one use: graph.h.) */
 CHECK_RESULT status net_exec_forward_train(net_exec *e, int lane, const float *params,
                                            float *stats);
 /* Forward with running statistics. */

@@ -3,10 +3,11 @@
  * where. Builders (net/builders.h) make it, net/exec.h runs it, net/report.h counts it.
  *
  * A conv node, a kernel and a slot are three things (DESIGN "Nets"): a node uses a kernel; several
- * nodes may use one kernel (its weight gradient is then summed in node order); a kernel is backed
+ * nodes may use one kernel (its weight gradient is then summed as the backward pass meets them, the
+ * last node first); a kernel is backed
  * by a ring, and then its span of generated weights is a slot, or by direct parameters. A
  * sub-network used k times is built by calling its builder k times, with the same kernels or with
- * new ones, and with its own or shared norms.
+ * new ones, and with norms of its own each time.
  *
  * Tensors are numbered in creation order; a node reads tensors and makes one. A tensor may be read
  * by any number of nodes (gradients are summed in node order, last reader first). Nodes are in

@@ -1,9 +1,12 @@
-/* Whether the host has room; see memory_plan.h. */
+/* Whether the host has room; see memory_check.h. */
+#include "trainer/net/memory_check.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "trainer/net/memory_plan.h"
+#include "kernels/backend.h"
+#include "trainer/net/report.h"
 
 #define PATH_MAX_LENGTH 4096
 
@@ -100,26 +103,171 @@ uint64_t memory_available(const char *root)
     return available;
 }
 
-status memory_check(uint64_t needed, const char *what, const char *field, errbuf *err)
+/* ---- what a run needs ---- */
+
+#define BEYOND_COUNTING 0x1p60 /* bytes that nothing has, and that size_t still counts */
+
+int memory_lanes(const spec *s)
 {
-    uint64_t available = memory_available("");
-    if (needed <= available)
-        return STATUS_OK;
-    return errbuf_set(err, STATUS_BAD_INPUT,
-                      "%s needs %" PRIu64 " bytes of host memory, %" PRIu64
-                      " are available; lower %s",
-                      what, needed, available, field);
+    const int64_t shards = s->train.batch / s->train.shard / s->resources.workers;
+    if (!s->train.exact)
+        return 1;
+    return (int)(shards < s->resources.threads ? shards : s->resources.threads);
 }
 
-status memory_check_net(const net *n, int states, int ranks, errbuf *err)
+/* The reference generates one copy of the weights through one table; cpu has a copy for backward
+ * data and sorted uses beside it. */
+static bool is_reference(const spec *s)
 {
+    const backend_ops *cpu = backend_find("cpu");
+    return s->backend.name == BACKEND_REFERENCE ||
+           (s->backend.name == BACKEND_AUTO && !(cpu && cpu->available()));
+}
+
+/* Whether a shard's activations alone are beyond any machine, and beyond what can be counted. */
+static bool is_beyond_counting(const net *n, const spec *s, int lanes)
+{
+    double bytes = 0;
+    for (int i = 0; i < n->tensors; i++)
+        bytes += (double)sizeof(float) * (double)shape_elements(n->tensor[i].shape);
+    return bytes * (double)s->train.shard * lanes > BEYOND_COUNTING;
+}
+
+/* Shards that one loader holds at a time: no more than it reads. */
+static double loader_bytes(const memory_run *run, int lanes, int64_t images)
+{
+    const spec *s = run->spec;
+    const int64_t depth = 2 * lanes > run->loader_depth ? 2 * lanes : run->loader_depth;
+    const int64_t shards = images / s->train.shard / s->resources.workers;
+    return (double)sizeof(float) * 3 * (double)s->data.size * (double)s->data.size *
+           (double)s->train.shard * (double)(shards < depth ? shards : depth);
+}
+
+/* Of one rank. */
+static void add_params(const net *n, const memory_run *run, int lanes, memory_need *need)
+{
+    const spec *s = run->spec;
+    const double params = 4.0 * (double)n->param_elements,
+                 stats = 4.0 * (double)n->running_elements;
+    const double shards = (double)s->train.batch / (double)s->train.shard;
+    const double mine = shards / (double)s->resources.workers;
+    if (!run->training) { /* on the device; a whole checkpoint on the host */
+        need->part[MEMORY_PARAMS] += 3 * params + 2 * stats;
+        return;
+    }
+    need->part[MEMORY_PARAMS] += 3 * params + 2 * stats; /* with momentum and the flat buffer */
+    need->part[MEMORY_PARAMS] += params + stats;         /* host copies while all begin */
+    if (s->train.exact)
+        need->part[MEMORY_PARAMS] += 2 * params + stats * (shards + mine);
+    if (s->train.exact || mine > 1)
+        need->part[lanes > 1 ? MEMORY_LANES : MEMORY_PARAMS] += lanes * (params + stats);
+}
+
+static status add_net(const net *n, const memory_run *run, int lanes, memory_need *need,
+                      errbuf *err)
+{
+    net_memory m;
+    net_counts c;
+    double kernels = 0;
+    for (int i = 0; i < n->kernels; i++)
+        kernels += 4.0 * (double)kernel_elements(n->kernel[i].shape);
+    net_count(n, &c);
+    const bool one_copy = is_reference(run->spec) || !run->training;
+    need->part[MEMORY_WEIGHTS] += one_copy ? kernels : 2 * kernels;
+    need->part[MEMORY_WEIGHTS] += (one_copy ? 4.0 : 10.0) * (double)c.generated;
+    if (!run->training)
+        return STATUS_OK;
+    need->part[MEMORY_WEIGHTS] += kernels;
+    need->part[MEMORY_LANES] += (lanes - 1) * kernels;
+    if (is_beyond_counting(n, run->spec, lanes)) {
+        need->part[MEMORY_ACTIVATIONS] += BEYOND_COUNTING;
+        return STATUS_OK;
+    }
+    TRY(net_estimate_memory(n, (int)run->spec->train.shard, lanes, &m, err));
+    need->part[MEMORY_ACTIVATIONS] += (double)m.activations;
+    return STATUS_OK;
+}
+
+status memory_estimate(const net *n, const memory_run *run, memory_need *ret, errbuf *err)
+{
+    memory_need need = {0};
+    const int lanes = memory_lanes(run->spec);
+    add_params(n, run, lanes, &need);
+    TRY(add_net(n, run, lanes, &need, err));
+    need.part[MEMORY_LOADERS] =
+        loader_bytes(run, lanes, run->train_images) + loader_bytes(run, lanes, run->eval_images);
+    for (int i = 0; i < MEMORY_PARTS; i++)
+        need.part[i] *= run->ranks;
+    if (run->training && run->is_rank_0)
+        need.part[MEMORY_PARAMS] += 4.0 * (double)n->param_elements; /* momentum, for checkpoints */
+    for (int i = 0; i < MEMORY_PARTS; i++)
+        need.total += need.part[i];
     int64_t ring = 0;
     for (int i = 0; i < n->rings; i++)
         ring += n->ring[i].n;
-    bool is_ring = 2 * ring > n->param_elements;
-    uint64_t needed = (uint64_t)n->param_elements * sizeof(float) * (uint64_t)(2 + states);
-    return memory_check(needed * (uint64_t)ranks,
-                        is_ring ? "the ring with its gradient and optimiser state"
-                                : "the network's parameters with gradients and optimiser state",
-                        is_ring ? "rpg.size" : "model.width", err);
+    need.is_ring = 2 * ring > n->param_elements;
+    *ret = need;
+    return STATUS_OK;
+}
+
+/* ---- the judgement ---- */
+
+/* "<what>: lower <field>" of a part. */
+static void explain(memory_part part, bool is_ring, const spec *s, char *text, size_t size)
+{
+    const bool is_side_by_side = memory_lanes(s) > 1;
+    const bool is_whole = s->train.shard * s->resources.workers == s->train.batch;
+    const char *const shard = is_whole          ? "train.batch or train.shard"
+                              : is_side_by_side ? "train.shard or resources.threads"
+                                                : "train.shard";
+    switch (part) {
+    case MEMORY_PARAMS:
+        snprintf(text, size, "%s with gradient, optimiser state and copies: lower %s",
+                 is_ring ? "the ring" : "the network's parameters",
+                 !is_ring                      ? "model.width"
+                 : s->rpg.scope == SCOPE_BLOCK ? "rpg.size or rpg.sizes"
+                                               : "rpg.size");
+        return;
+    case MEMORY_WEIGHTS:
+        snprintf(text, size, "%s weights with gradients and tables: lower model.width",
+                 s->rpg.scope != SCOPE_NONE ? "generated" : "the network's");
+        return;
+    case MEMORY_LANES:
+        snprintf(text, size, "gradients of %d shards side by side: lower resources.threads",
+                 memory_lanes(s));
+        return;
+    case MEMORY_ACTIVATIONS:
+        snprintf(text, size, "activations of shards of %" PRId64 " images: lower %s",
+                 s->train.shard, shard);
+        return;
+    default:
+        snprintf(text, size, "images made ahead by the loaders: lower %s, or data.size", shard);
+        return;
+    }
+}
+
+status memory_judge(const memory_need *need, const memory_run *run, uint64_t available, errbuf *err)
+{
+    char largest[200], ranks[64] = "";
+    int part = 0;
+    if (need->total <= (double)available)
+        return STATUS_OK;
+    for (int i = 1; i < MEMORY_PARTS; i++)
+        if (need->part[i] > need->part[part])
+            part = i;
+    explain((memory_part)part, need->is_ring, run->spec, largest, sizeof largest);
+    if (run->ranks > 1)
+        snprintf(ranks, sizeof ranks, " for %d ranks", run->ranks);
+    return errbuf_set(err, STATUS_BAD_INPUT,
+                      "%s needs at least %.2f GB of host memory%s, %.2f GB are available; %.2f GB "
+                      "are %s",
+                      run->training ? "training" : "evaluation", 1e-9 * need->total, ranks,
+                      1e-9 * (double)available, 1e-9 * need->part[part], largest);
+}
+
+status memory_check_net(const net *n, const memory_run *run, errbuf *err)
+{
+    memory_need need;
+    TRY(memory_estimate(n, run, &need, err));
+    return memory_judge(&need, run, memory_available(""), err);
 }

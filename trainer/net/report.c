@@ -81,6 +81,10 @@ static void pool_workspaces(const net *n, int shard, size_t *ret_bytes)
     }
 }
 
+/* The cpu backend's tables: 6 bytes a weight for the reduction, 4 more for the expansion into each
+ * of two layouts, unless it goes by the reduction's, as that of large rings does. */
+#define NEAR_RING 262144
+
 status net_estimate_memory(const net *n, int shard, int lanes, net_memory *ret, errbuf *err)
 {
     size_t *workspace = calloc((size_t)n->nodes + 1, sizeof *workspace);
@@ -97,11 +101,14 @@ status net_estimate_memory(const net *n, int shard, int lanes, net_memory *ret, 
         return st;
     net_count(n, &c);
     int64_t kernels = 0;
-    for (int i = 0; i < n->kernels; i++)
-        kernels += kernel_elements(n->kernel[i].shape);
+    for (int i = 0; i < n->kernels; i++) {
+        const net_kernel *k = &n->kernel[i];
+        const bool is_far = k->ring >= 0 && n->ring[k->ring].n > NEAR_RING;
+        kernels += kernel_elements(k->shape);
+        m.tables += (is_far ? 6 : 14) * kernel_elements(k->shape);
+    }
     m.params = m.momentum = 4 * n->param_elements;
     m.gradient = 4 * (c.wire + 2); /* and the control word */
-    m.tables = 10 * c.generated;
     m.weights = 8 * kernels;
     m.weight_gradients = 4 * kernels * lanes;
     m.activations = (int64_t)(schedule.arena_bytes + 4 * (size_t)schedule.saved_elements) * lanes;

@@ -106,7 +106,7 @@ static void add_memory(strbuf *b, const net_memory *m)
     } rows[] = {{"parameters", m->params},
                 {"momentum", m->momentum},
                 {"flat gradient buffer", m->gradient},
-                {"ring tables", m->tables},
+                {"tables", m->tables},
                 {"expanded weights", m->weights},
                 {"weight gradients", m->weight_gradients},
                 {"activations and their gradients", m->activations},
