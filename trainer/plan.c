@@ -116,6 +116,7 @@ status plan_settle(comm *c, char **plan, errbuf *err)
     status st = c->rank == 0 ? string_copy(*plan, &first, err) : STATUS_OK;
     TRY(comm_agree(c, st, err));
     st = plan_share(c, &first, err);
+    ASSERT(st != STATUS_OK || first); /* rank 0 has one */
     if (st == STATUS_OK)
         st = comm_agree(c, compare_plans(*plan, first, err), err);
     if (st != STATUS_OK) {
