@@ -135,7 +135,7 @@ START_TEST(a_run_is_what_info_says_and_more)
     ck_assert_double_ge(need.total, (double)m.total - 8); /* its control word */
     /* parameters, momentum, flat buffer, running statistics; host copies, with rank 0's momentum */
     ck_assert_double_eq(need.part[MEMORY_PARAMS], 4 * (5 * PARAMS + 3 * STATS));
-    ck_assert_double_eq(need.part[MEMORY_WEIGHTS], 3 * 4 * R18_CONVS + 10 * R18_M);
+    ck_assert_double_eq(need.part[MEMORY_WEIGHTS], 3 * 4 * R18_CONVS + (double)m.tables);
     ck_assert_double_eq(need.part[MEMORY_LANES], 0);
     ck_assert_double_eq(need.part[MEMORY_ACTIVATIONS], (double)m.activations);
     ck_assert_double_eq(need.part[MEMORY_LOADERS], 0);
@@ -260,7 +260,7 @@ START_TEST(the_largest_part_is_named)
     assert_says("the ring", "lower rpg.size or rpg.sizes");
     job.rpg.scope = SCOPE_NONE;
     job.rpg.size = 0;
-    assert_says("the network's parameters", "lower model.width");
+    assert_says("the network's weights with gradients and tables", "lower model.width");
     job.rpg.scope = SCOPE_GLOBAL; /* a small ring does not make a wide fc smaller */
     job.rpg.size = 1000;
     job.model.classes = 1000000;

@@ -2,15 +2,18 @@
  * other ranks. */
 #include <check.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "trainer/clock.h"
 #include "trainer/progress.h"
 
 static char said[20000];
+static bool is_soon; /* this machine did not stall between two steps */
 
 /* Everything that a progress may say, with some steps slow enough to be drawn. */
 static void say_all(bool is_silent)
@@ -22,8 +25,10 @@ static void say_all(bool is_silent)
     progress_step(&p, 0, 2.5);
     progress_say(&p, "epoch %d done", 1);
     usleep(120000);
+    const double before = clock_seconds();
     progress_step(&p, 6, 1.25);
     progress_step(&p, 7, 1.0); /* too soon to be drawn again */
+    is_soon = clock_seconds() - before < 0.1;
     progress_end(&p);
 }
 
@@ -38,9 +43,16 @@ static void capture(int fd, int from, bool is_silent)
     fflush(stderr);
     dup2(kept, STDERR_FILENO);
     close(kept);
-    fcntl(from, F_SETFL, O_NONBLOCK);
-    ssize_t got = read(from, said, sizeof said - 1);
-    said[got > 0 ? got : 0] = '\0';
+    /* a terminal hands on what was written a little later, and in pieces */
+    struct pollfd ready = {.fd = from, .events = POLLIN};
+    size_t length = 0;
+    while (length < sizeof said - 1 && poll(&ready, 1, 200) > 0 && ready.revents & POLLIN) {
+        ssize_t got = read(from, said + length, sizeof said - 1 - length);
+        if (got <= 0)
+            break;
+        length += (size_t)got;
+    }
+    said[length] = '\0';
 }
 
 START_TEST(into_a_file)
@@ -75,7 +87,7 @@ START_TEST(on_a_terminal)
     ck_assert_ptr_nonnull(strstr(said, "reading images 3/10"));
     ck_assert_ptr_nonnull(strstr(said, "epoch 1 done"));
     ck_assert_ptr_nonnull(strstr(said, "epoch 2/2"));
-    ck_assert_ptr_null(strstr(said, "loss 1.000")); /* ten redraws a second */
+    ck_assert(!is_soon || !strstr(said, "loss 1.000")); /* ten redraws a second */
     /* no drawn line is as wide as the terminal: it would wrap */
     for (char *line = strtok(said, "\r\n"); line; line = strtok(NULL, "\r\n")) {
         char *end = strstr(line, "\033[K");

@@ -174,7 +174,8 @@ static status add_net(const net *n, const memory_run *run, int lanes, memory_nee
     net_count(n, &c);
     const bool one_copy = is_reference(run->spec) || !run->training;
     need->part[MEMORY_WEIGHTS] += one_copy ? kernels : 2 * kernels;
-    need->part[MEMORY_WEIGHTS] += (one_copy ? 4.0 : 10.0) * (double)c.generated;
+    if (one_copy)
+        need->part[MEMORY_WEIGHTS] += 4.0 * (double)c.generated;
     if (!run->training)
         return STATUS_OK;
     need->part[MEMORY_WEIGHTS] += kernels;
@@ -185,6 +186,7 @@ static status add_net(const net *n, const memory_run *run, int lanes, memory_nee
     }
     TRY(net_estimate_memory(n, (int)run->spec->train.shard, lanes, &m, err));
     need->part[MEMORY_ACTIVATIONS] += (double)m.activations;
+    need->part[MEMORY_WEIGHTS] += one_copy ? 0 : (double)m.tables;
     return STATUS_OK;
 }
 
