@@ -73,6 +73,8 @@ stop() {
     [[ -s $out/attempt-$1/ckpt-$steps.safetensors ]] || fail "no checkpoint of step $steps"
     [[ -z $(ls -A "$TMPDIR") ]] || fail "left in TMPDIR: $(ls -A "$TMPDIR")"
     [[ ! $shared || ! -e $shared ]] || fail "$shared was left"
+    # mpirun does not wait for a rank that it has told to end
+    for _ in {1..100}; do [[ -z $(processes) ]] || sleep 0.1; done
     [[ -z $(processes) ]] || fail "still running after $2: $(processes)"
 }
 
