@@ -215,13 +215,10 @@ static status open_backend(session *s, const char *plan, bool tune, errbuf *err)
     if (plan)
         TRY(json_parse(plan, strlen(plan), "plan", &json, err));
     const spec *sp = &s->spec;
-    int shards = (int)(sp->train.batch / sp->train.shard) / s->comm->size;
-    s->lanes = 1;
-    int threads = s->threads;
-    if (sp->train.exact) /* one thread a shard, also where there are more threads than shards */
-        threads = s->lanes = s->threads < shards ? s->threads : shards;
+    s->lanes = memory_lanes(sp);
     backend_options options = {
-        .threads = threads,
+        /* exact: one thread a shard, also where there are more threads than shards */
+        .threads = sp->train.exact ? s->lanes : s->threads,
         .lanes = s->lanes,
         .device = s->comm->local_rank,
         .tune = tune,
