@@ -9,15 +9,24 @@
 #ifndef RINGMASTER_KERNELS_COMM_H
 #define RINGMASTER_KERNELS_COMM_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "protocol/status.h"
 
 typedef struct comm comm;
 
+/* What is known of a peer; see comm_ops.silent. */
+typedef struct comm_peer {
+    int rank;               /* -1 = nobody is to blame */
+    uint64_t step;          /* its last word; 0 = none yet */
+    double silence;         /* seconds since its last word, or since the comm was opened */
+    const errbuf *farewell; /* why it gave up, or NULL; valid until the comm is closed */
+} comm_peer;
+
 typedef struct comm_ops {
-    const char *name; /* "self", "mpi" */
-    void (*close)(comm *c);
+    const char *name;       /* "self", "mpi" */
+    void (*close)(comm *c); /* collective, but where a rank is lost */
     CHECK_RESULT status (*all_reduce_float)(comm *c, float *data, int64_t count, errbuf *err);
     CHECK_RESULT status (*all_reduce_int64)(comm *c, int64_t *data, int64_t count, errbuf *err);
     /* all[r * bytes ..] = mine of rank r */
@@ -25,6 +34,17 @@ typedef struct comm_ops {
                                       errbuf *err);
     CHECK_RESULT status (*broadcast)(comm *c, void *data, int64_t bytes, int root, errbuf *err);
     CHECK_RESULT status (*barrier)(comm *c, errbuf *err);
+    /* -- beside the collectives: not collective, never wait (comm_wait.h uses them) -- */
+    /* A rank that waits tells the others how many steps it has done, about once a second. A word
+     * that a rank has not yet taken is not repeated. */
+    void (*publish)(comm *c, uint64_t step);
+    /* Tells the others that this rank leaves because of an error that they do not see. The first
+     * call counts. */
+    void (*give_up)(comm *c, const errbuf *why);
+    /* Who is to blame for a wait, by the others' words: a rank that gave up; else the one silent
+     * for longest and at least `seconds`; else the one whose step lies furthest behind the step
+     * published here. */
+    void (*silent)(comm *c, double seconds, comm_peer *ret);
     /* Ends the whole world at once with this exit code; for errors that one rank cannot share. */
     void (*abort)(comm *c, int exit_code) __attribute__((noreturn));
 } comm_ops;
@@ -33,6 +53,12 @@ struct comm {
     const comm_ops *ops;
     int rank, size;             /* in the gang */
     int local_rank, local_size; /* among the gang's ranks on this host */
+    /* Set by who finds that a rank does not come any more: collectives and comm_agree then fail at
+     * once, and closing waits for nobody. */
+    bool lost;
+    /* Seconds that a collective waits for the others before one is lost, the same on all ranks; 0 =
+     * for ever, as at the start, when a rank may have much to do alone. */
+    double patience;
 };
 
 /* `self` where this process was not launched as one of several, else `mpi` (comm_registry.c). A

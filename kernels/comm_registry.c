@@ -58,8 +58,10 @@ static bool is_common(const errbuf *all, int size)
 
 status comm_agree(comm *c, status mine, errbuf *err)
 {
-    if (c->size == 1)
+    if (c->size == 1 || (c->lost && mine != STATUS_OK))
         return mine;
+    if (c->lost)
+        return errbuf_set(err, STATUS_ENVIRONMENT, "a rank of this world is lost");
     errbuf local;
     memset(&local, 0, sizeof local);
     if (mine != STATUS_OK) {

@@ -40,6 +40,22 @@ static status self_barrier(comm *c, errbuf *err)
     return STATUS_OK;
 }
 
+static void self_publish(comm *c, uint64_t step)
+{
+    (void)c, (void)step;
+}
+
+static void self_give_up(comm *c, const errbuf *why)
+{
+    (void)c, (void)why;
+}
+
+static void self_silent(comm *c, double seconds, comm_peer *ret)
+{
+    (void)c, (void)seconds;
+    *ret = (comm_peer){.rank = -1};
+}
+
 __attribute__((noreturn)) static void self_abort(comm *c, int exit_code)
 {
     (void)c;
@@ -54,6 +70,9 @@ static const comm_ops self_ops = {
     .all_gather = self_all_gather,
     .broadcast = self_broadcast,
     .barrier = self_barrier,
+    .publish = self_publish,
+    .give_up = self_give_up,
+    .silent = self_silent,
     .abort = self_abort,
 };
 

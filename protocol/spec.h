@@ -81,6 +81,7 @@ enum spec_precision {
 enum spec_backend {
     BACKEND_AUTO,
     BACKEND_CPU,
+    BACKEND_CUDA,
     BACKEND_REFERENCE
 };
 enum spec_plan_change {

@@ -21,7 +21,7 @@ static const char *const optimiser_names[] = {"sgd", NULL};
 static const char *const decay_names[] = {"all", "weights", "ring", NULL};
 static const char *const schedule_names[] = {"multistep", "exp", "cosine", NULL};
 static const char *const precision_names[] = {"fp32", "tf32", "bf16", NULL};
-static const char *const backend_names[] = {"auto", "cpu", "reference", NULL};
+static const char *const backend_names[] = {"auto", "cpu", "cuda", "reference", NULL};
 static const char *const plan_change_names[] = {"hold", "continue", "restart", NULL};
 
 /* Counts of images, steps and ring elements are indices of 31 bits somewhere below. */

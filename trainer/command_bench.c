@@ -84,28 +84,35 @@ static status measure(session *s, bench *b, double began, errbuf *err)
     step_times before = {0};
     int64_t step = 0;
     TRY(initialise(s, err));
-    TRY(loader_start(s->train, 0, 0, err));
+    TRY(feed_start(s->train, 0, 0, err));
     for (int i = 0; i < b->warmup + b->steps; i++, step++) {
         if (step > 0 && step % s->steps_per_epoch == 0)
-            TRY(loader_start(s->train, step / s->steps_per_epoch, 0, err));
+            TRY(feed_start(s->train, step / s->steps_per_epoch, 0, err));
         if (i == b->warmup)
             before = stepper_times(s->step);
         bool stop = false;
+        sample_sums ignored = {0};
         double start = clock_seconds();
         if (i == 0) {
             b->first_step = start;
             b->start_to_first_step = start - began;
         }
         double lr = schedule_lr(&s->spec, step, s->steps_per_epoch);
-        TRY(stepper_run(s->step, s->train, lr, false, &stop, err));
+        TRY(stepper_ready(s->step, &stop, err));
+        TRY(stepper_run(s->step, s->train, lr, false, err));
+        if (i == 0) /* where steps are replayed it is only on its way */
+            TRY(stepper_collect(s->step, &ignored, NULL, err));
         if (i == 0)
             b->start_to_first_step_done = clock_seconds() - began;
         if (i >= b->warmup)
             b->step_ms[i - b->warmup] = 1e3 * (clock_seconds() - start);
         progress_phase(s->progress, "step", i + 1, b->warmup + b->steps);
-        sample_sums ignored = {0};
         if (stepper_pending(s->step) == STEP_MAX_PENDING)
             TRY(stepper_collect(s->step, &ignored, NULL, err));
+    }
+    if (stepper_pending(s->step) > 0) {
+        sample_sums ignored = {0};
+        TRY(stepper_collect(s->step, &ignored, NULL, err));
     }
     b->phases = phases_since(before, stepper_times(s->step));
     progress_end(s->progress);
@@ -133,6 +140,7 @@ static void print_json(const session *s, const bench *b, double ms)
     phase_values(b, phases);
     cJSON *o = cJSON_CreateObject();
     cJSON_AddStringToObject(o, "name", s->spec.name);
+    cJSON_AddStringToObject(o, "feed", feed_kind(s->train));
     cJSON_AddNumberToObject(o, "images_per_second", 1e3 * (double)s->spec.train.batch / ms);
     cJSON_AddNumberToObject(o, "step_ms", ms);
     cJSON *all = cJSON_AddArrayToObject(o, "steps_ms");

@@ -65,7 +65,7 @@ static status print_job(const spec *s, bool json, errbuf *err)
     net_memory m;
     char *text = NULL;
     TRY(net_build(s, &n, err));
-    status st = net_estimate_memory(n, (int)s->train.shard, memory_lanes(s), &m, err);
+    status st = net_estimate_memory(n, (int)s->train.shard, memory_lanes(s, false), &m, err);
     if (st == STATUS_OK && json) {
         st = print_job_json(s, n, &m, err);
     } else if (st == STATUS_OK) {

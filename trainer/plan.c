@@ -2,6 +2,7 @@
 #include "trainer/plan.h"
 
 #include <cjson/cJSON.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,9 +15,25 @@
 
 #define PLAN_MAX_BYTES (16 << 20)
 
-status plan_describe(backend *be, const comm *c, bool exact, char **ret_text, errbuf *err)
+/* The words of the collectives, one by one. */
+static status add_collectives(cJSON *plan, const comm_device *reduce, errbuf *err)
+{
+    cJSON *words = NULL;
+    TRY(reduce->ops->describe(reduce, &words, err));
+    for (cJSON *word = words->child; word;) {
+        cJSON *next = word->next;
+        cJSON_AddItemToObject(plan, word->string, cJSON_DetachItemViaPointer(words, word));
+        word = next;
+    }
+    cJSON_Delete(words);
+    return STATUS_OK;
+}
+
+status plan_describe(backend *be, const comm *c, const comm_device *reduce, bool exact,
+                     char **ret_text, errbuf *err)
 {
     cJSON *plan = NULL;
+    status st = STATUS_OK;
     TRY(be->ops->describe(be, &plan, err));
     if (exact) {
         cJSON_DeleteItemFromObjectCaseSensitive(plan, "lanes");
@@ -24,9 +41,13 @@ status plan_describe(backend *be, const comm *c, bool exact, char **ret_text, er
         cJSON_AddNumberToObject(plan, "threads", 1);
     } else {
         cJSON_AddNumberToObject(plan, "ranks_per_host", c->local_size);
-        cJSON_AddStringToObject(plan, "all_reduce", c->size > 1 ? "mpi-tree-1" : "self");
+        if (reduce)
+            st = add_collectives(plan, reduce, err);
+        else
+            cJSON_AddStringToObject(plan, "all_reduce", c->size > 1 ? "mpi-tree-1" : "self");
     }
-    status st = json_canonical(plan, ret_text, err);
+    if (st == STATUS_OK)
+        st = json_canonical(plan, ret_text, err);
     cJSON_Delete(plan);
     return st;
 }
@@ -51,7 +72,8 @@ status plan_load(const char *path, char **ret_text, errbuf *err)
 
 status plan_check_given(const char *given, const char *plan, const char *path, errbuf *err)
 {
-    static const char *const fields[] = {"isa", "onednn", "threads"};
+    static const char *const fields[] = {"backend", "isa",        "onednn",  "threads",
+                                         "device",  "capability", "compute", "cuda"};
     cJSON *theirs = NULL, *ours = NULL;
     status st = json_parse(given, strlen(given), path, &theirs, err);
     if (st == STATUS_OK)
@@ -97,8 +119,9 @@ static status compare_plans(const char *mine, const char *first, errbuf *err)
         if (st == STATUS_OK) {
             checkpoint_fold_diff(lines, shown, sizeof shown);
             st = errbuf_set(err, STATUS_BAD_INPUT,
-                            "computes otherwise than rank 0 (%s): use hosts of one kind, or "
-                            "ONEDNN_MAX_CPU_ISA to hold all to one instruction set",
+                            "computes otherwise than rank 0 (%s): use hosts of one kind and with "
+                            "the same libraries, or ONEDNN_MAX_CPU_ISA to hold all to one "
+                            "instruction set",
                             shown);
         }
     }
@@ -150,4 +173,18 @@ status plan_share(comm *c, char **text, errbuf *err)
         free(copy);
     }
     return st;
+}
+
+void plan_cache_folder(char *path, size_t size)
+{
+    const char *given = getenv("RINGMASTER_CACHE"), *xdg = getenv("XDG_CACHE_HOME");
+    const char *home = getenv("HOME");
+    if (given)
+        snprintf(path, size, "%s", given);
+    else if (xdg && xdg[0] == '/')
+        snprintf(path, size, "%s/ringmaster/plans", xdg);
+    else if (home && home[0] == '/')
+        snprintf(path, size, "%s/.cache/ringmaster/plans", home);
+    else
+        path[0] = '\0';
 }

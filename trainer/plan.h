@@ -6,15 +6,16 @@
 #define RINGMASTER_TRAINER_PLAN_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "kernels/backend.h"
-#include "kernels/comm.h"
+#include "kernels/comm_device.h"
 
-/* The plan that `be` runs by, after all its ops were created. In exact mode the parts that bits do
- * not depend on (threads, lanes, ranks a host, all-reduce) are left out, so that checkpoints of
- * different worlds are equal. Caller frees. */
-CHECK_RESULT status plan_describe(backend *be, const comm *c, bool exact, char **ret_text,
-                                  errbuf *err);
+/* The plan that `be` and, where training, `reduce` (may be NULL) run by, after all ops were
+ * created. In exact mode the parts that bits do not depend on (threads, lanes, ranks a host,
+ * all-reduce) are left out, so that checkpoints of different worlds are equal. Caller frees. */
+CHECK_RESULT status plan_describe(backend *be, const comm *c, const comm_device *reduce, bool exact,
+                                  char **ret_text, errbuf *err);
 
 /* Reads and parses a plan file (backend.plan: PATH). Caller frees the text. */
 CHECK_RESULT status plan_load(const char *path, char **ret_text, errbuf *err);
@@ -31,5 +32,11 @@ CHECK_RESULT status plan_settle(comm *c, char **plan, errbuf *err);
 
 /* Hands rank 0's text to every rank (NULL stays NULL). *text is replaced on the others. */
 CHECK_RESULT status plan_share(comm *c, char **text, errbuf *err);
+
+#define PLAN_CACHE_PATH_MAX 4096
+
+/* The folder in which backends keep compiled plans, between runs: $RINGMASTER_CACHE, else
+ * ringmaster/plans in $XDG_CACHE_HOME or ~/.cache. "" where there is none. Not created. */
+void plan_cache_folder(char *path, size_t size);
 
 #endif

@@ -15,7 +15,7 @@
 
 #define EXACT_MAX_SHARDS    64
 #define EXACT_DEFAULT_SHARD 32
-#define LOADER_MIN_DEPTH    4
+#define LOADER_MIN_DEPTH    4 /* feed.c's */
 
 /* ---- resolving ---- */
 
@@ -95,9 +95,6 @@ status session_resolve_spec(spec *s, int world, int threads, errbuf *err)
 {
     TRY(spec_validate(s, err));
     TRY(resolve_paths(s, err));
-    if (s->train.precision != PRECISION_FP32)
-        return errbuf_set(err, STATUS_BAD_INPUT,
-                          "train.precision: the backends of this machine compute in fp32 only");
     if (s->resources.workers == 0)
         s->resources.workers = world;
     if (s->resources.workers != world)
@@ -173,11 +170,11 @@ status session_open_data(session *s, bool training, errbuf *err)
     return comm_agree(s->comm, open_sets(s, training, err), err);
 }
 
-static status create_loader(session *s, dataset *set, data_split split, bool clean, loader **ret,
-                            errbuf *err)
+static status create_feed(session *s, dataset *set, data_split split, bool clean, feed **ret,
+                          errbuf *err)
 {
     const spec *sp = &s->spec;
-    loader_options o = {
+    const loader_options images = {
         .set = set,
         .split = split,
         .clean = clean,
@@ -191,41 +188,65 @@ static status create_loader(session *s, dataset *set, data_split split, bool cle
         .rank = s->comm->rank,
         .world = s->comm->size,
         .threads = (int)sp->data.workers,
-        .depth = 2 * s->lanes > LOADER_MIN_DEPTH ? 2 * s->lanes : LOADER_MIN_DEPTH,
     };
-    return loader_create(&o, ret, err);
+    const feed_options o = {.loader = images, .be = s->be, .lanes = s->lanes};
+    return feed_create(&o, ret, err);
 }
 
-static status create_loaders(session *s, errbuf *err)
+static status create_feeds(session *s, errbuf *err)
 {
-    TRY(create_loader(s, s->eval_set, SPLIT_EVAL, true, &s->eval, err));
+    TRY(create_feed(s, s->eval_set, SPLIT_EVAL, true, &s->eval, err));
     if (!s->train_set)
         return STATUS_OK;
-    TRY(create_loader(s, s->train_set, SPLIT_TRAIN, false, &s->train, err));
+    TRY(create_feed(s, s->train_set, SPLIT_TRAIN, false, &s->train, err));
     if (s->spec.train.train_eval)
-        TRY(create_loader(s, s->train_set, SPLIT_TRAIN, true, &s->clean, err));
+        TRY(create_feed(s, s->train_set, SPLIT_TRAIN, true, &s->clean, err));
     return STATUS_OK;
 }
 
 /* ---- compute ---- */
 
+/* The backend that the spec and the seat mean. */
+static status choose_backend(const session *s, const backend_ops **ret_ops, errbuf *err)
+{
+    if (s->spec.backend.name == BACKEND_AUTO && s->seat == SEAT_CPU)
+        for (const backend_ops *const *b = backend_list(); *b; b++)
+            if ((*b)->host_memory && (*b)->available()) {
+                *ret_ops = *b;
+                return STATUS_OK;
+            }
+    return backend_choose(spec_find_field("backend.name")->names[s->spec.backend.name], ret_ops,
+                          err);
+}
+
 static status open_backend(session *s, const char *plan, bool tune, errbuf *err)
 {
+    const backend_ops *ops = NULL;
+    TRY(choose_backend(s, &ops, err));
     cJSON *json = NULL;
     if (plan)
         TRY(json_parse(plan, strlen(plan), "plan", &json, err));
+    static const compute_type compute[] = {
+        [PRECISION_FP32] = COMPUTE_FP32,
+        [PRECISION_TF32] = COMPUTE_TF32,
+        [PRECISION_BF16] = COMPUTE_BF16,
+    };
     const spec *sp = &s->spec;
-    s->lanes = memory_lanes(sp);
+    char cache[PLAN_CACHE_PATH_MAX];
+    plan_cache_folder(cache, sizeof cache);
+    s->lanes = memory_lanes(sp, !ops->host_memory);
     backend_options options = {
         /* exact: one thread a shard, also where there are more threads than shards */
         .threads = sp->train.exact ? s->lanes : s->threads,
         .lanes = s->lanes,
-        .device = s->comm->local_rank,
+        .device = s->seat == SEAT_DEVICE ? s->device : s->comm->local_rank,
+        .share_devices = s->seat != SEAT_DEVICE,
         .tune = tune,
         .plan = json,
+        .compute = compute[sp->train.precision],
+        .cache = cache[0] ? cache : NULL,
     };
-    const char *name = spec_find_field("backend.name")->names[sp->backend.name];
-    status st = backend_open(name, &options, &s->be, err);
+    status st = backend_open(ops->name, &options, &s->be, err);
     cJSON_Delete(json);
     return st;
 }
@@ -253,7 +274,7 @@ static status open_tuned(session *s, bool training, errbuf *err)
     if (s->comm->rank == 0) {
         st = open_step(s, NULL, true, training, err);
         if (st == STATUS_OK)
-            st = plan_describe(s->be, s->comm, s->spec.train.exact, &plan, err);
+            st = plan_describe(s->be, s->comm, NULL, s->spec.train.exact, &plan, err);
     }
     st = comm_agree(s->comm, st, err);
     if (st == STATUS_OK)
@@ -283,7 +304,7 @@ static status open_planned(session *s, const char *plan, bool training, errbuf *
     if (st == STATUS_OK)
         st = open_step(s, text, false, training, err);
     if (st == STATUS_OK)
-        st = plan_describe(s->be, s->comm, s->spec.train.exact, &here, err);
+        st = plan_describe(s->be, s->comm, NULL, s->spec.train.exact, &here, err);
     if (st == STATUS_OK)
         st = plan_check_given(text, here, word, err);
     free(here);
@@ -294,11 +315,14 @@ static status open_planned(session *s, const char *plan, bool training, errbuf *
 status session_open_net(session *s, errbuf *err)
 {
     dataset_info eval = {0};
+    const backend_ops *ops = NULL;
+    TRY(comm_agree(s->comm, choose_backend(s, &ops, err), err));
     if (s->eval_set)
         dataset_describe(s->eval_set, &eval);
     memory_run run = {
         .spec = &s->spec,
         .training = s->train_set != NULL,
+        .on_device = !ops->host_memory,
         .is_rank_0 = s->comm->rank == 0,
         .ranks = s->comm->local_size,
         .loader_depth = LOADER_MIN_DEPTH,
@@ -313,22 +337,23 @@ status session_open_net(session *s, errbuf *err)
 
 status session_open_compute(session *s, const char *plan, bool training, errbuf *err)
 {
-    status st = open_planned(s, plan, training, err);
-    if (st == STATUS_OK)
-        st = plan_describe(s->be, s->comm, s->spec.train.exact, &s->plan, err);
+    TRY(comm_agree(s->comm, open_planned(s, plan, training, err), err));
+    TRY(stepper_connect(s->step, err));
+    status st =
+        plan_describe(s->be, s->comm, stepper_comm(s->step), s->spec.train.exact, &s->plan, err);
     TRY(comm_agree(s->comm, st, err));
     TRY(plan_settle(s->comm, &s->plan, err));
-    return comm_agree(s->comm, create_loaders(s, err), err);
+    return comm_agree(s->comm, create_feeds(s, err), err);
 }
 
 void session_close(session *s)
 {
     if (!s)
         return;
-    loader_destroy(&s->train);
-    loader_destroy(&s->eval);
-    loader_destroy(&s->clean);
-    stepper_destroy(&s->step);
+    stepper_destroy(&s->step); /* its graphs hold addresses of the feeds */
+    feed_destroy(&s->train);
+    feed_destroy(&s->eval);
+    feed_destroy(&s->clean);
     if (s->be)
         s->be->ops->close(s->be);
     net_destroy(&s->net);

@@ -10,9 +10,16 @@
 #include "kernels/comm.h"
 #include "protocol/attempt.h"
 #include "protocol/spec.h"
-#include "trainer/data/loader.h"
+#include "trainer/feed.h"
 #include "trainer/progress.h"
 #include "trainer/step.h"
+
+/* Where a rank is to compute, as far as the spec leaves it open. */
+typedef enum session_seat {
+    SEAT_ANY,   /* alone: a device where there is one, by local rank; ranks may share it */
+    SEAT_CPU,   /* an agent's seat of cores: backend.name auto is no device then */
+    SEAT_DEVICE /* an agent's seat of a device */
+} session_seat;
 
 typedef struct session {
     spec spec; /* resolved */
@@ -21,13 +28,15 @@ typedef struct session {
     progress *progress;     /* borrowed */
     attempt_progress *beat; /* borrowed: says that loading and tuning go on; NULL = nobody asks */
     int threads, lanes;
+    session_seat seat;
+    int device; /* SEAT_DEVICE: its ordinal among the visible devices */
     char data_hash[65], job_id[33];
     dataset *train_set, *eval_set;
     net *net;
     backend *be;
     stepper *step;
     char *plan; /* canonical JSON; rank 0's, on every rank */
-    loader *train, *eval, *clean;
+    feed *train, *eval, *clean;
     int64_t steps_per_epoch;
 } session;
 
@@ -43,7 +52,7 @@ CHECK_RESULT status session_begin(session *s, const spec *given, int threads, co
 CHECK_RESULT status session_open_data(session *s, bool training, errbuf *err);
 /* Builds the net and checks that the hosts have room for it. */
 CHECK_RESULT status session_open_net(session *s, errbuf *err);
-/* Opens backend, step and loaders. `plan` (may be NULL): the plan of a checkpoint, to follow; else
+/* Opens backend, step and feeds. `plan` (may be NULL): the plan of a checkpoint, to follow; else
  * what spec.backend.plan says. s->plan is what resulted. A rank that cannot compute as rank 0 does
  * (another instruction set, say) is STATUS_BAD_INPUT. */
 CHECK_RESULT status session_open_compute(session *s, const char *plan, bool training, errbuf *err);

@@ -524,6 +524,10 @@ static status prepare(train_run *run, const spec *given, resume *r, errbuf *err)
     /* Alone there is nothing to keep yet, and reading the data may take long: a Ctrl-C ends it. */
     const bool is_alone = run->comm->size == 1 && !run->has_attempt;
     run->s.beat = &run->beat;
+    if (run->has_attempt) {
+        run->s.device = run->attempt.rank[run->comm->rank].device;
+        run->s.seat = run->s.device < 0 ? SEAT_CPU : SEAT_DEVICE;
+    }
     if (is_alone)
         signals_let_through(&run->signals);
     TRY(session_begin(&run->s, given, threads > 0 ? threads : 1, run->comm, &run->progress, err));

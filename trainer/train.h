@@ -62,6 +62,6 @@ typedef struct train_run {
 /* From run->state to the end of the job or a stop; *ret_stopped tells which. */
 CHECK_RESULT status train_loop(train_run *run, bool *ret_stopped, errbuf *err);
 /* Evaluates the validation set; collective. */
-CHECK_RESULT status train_evaluate(train_run *run, loader *l, eval_figures *ret, errbuf *err);
+CHECK_RESULT status train_evaluate(train_run *run, feed *f, eval_figures *ret, errbuf *err);
 
 #endif

@@ -112,7 +112,7 @@ static status log_step(train_run *run, double lr, errbuf *err)
 
 /* ---- signals ---- */
 
-/* Whether this rank wants to stop after the next step. */
+/* Whether this rank wants to stop. */
 static bool poll_signals(train_run *run)
 {
     int signal = signals_poll(&run->signals);
@@ -142,10 +142,10 @@ static void report_evaluation(void *ctx, int64_t done, int64_t total)
     progress_phase(&run->progress, "evaluating, shard", done, total);
 }
 
-status train_evaluate(train_run *run, loader *l, eval_figures *ret, errbuf *err)
+status train_evaluate(train_run *run, feed *f, eval_figures *ret, errbuf *err)
 {
     sample_sums sums = {0};
-    TRY(stepper_evaluate(run->s.step, l, &sums, report_evaluation, run, err));
+    TRY(stepper_evaluate(run->s.step, f, &sums, report_evaluation, run, err));
     double count = (double)sums.count;
     *ret = (eval_figures){
         .top1 = (double)sums.top1 / count,
@@ -207,7 +207,7 @@ static status record_epoch(train_run *run, errbuf *err)
     add_number(fields, "seconds", seconds);
     add_number(fields, "images_per_second",
                (double)(steps * run->s.spec.train.batch) / (seconds > 0 ? seconds : 1));
-    add_number(fields, "loader_waited", loader_waited(run->s.train));
+    add_number(fields, "loader_waited", feed_waited(run->s.train));
     return record(run, "epoch", fields, err);
 }
 
@@ -231,7 +231,7 @@ static status begin_epoch(train_run *run, errbuf *err)
     int64_t spe = run->s.steps_per_epoch;
     run->epoch_began = clock_seconds();
     run->epoch_first_step = run->state.step;
-    return loader_start(run->s.train, run->state.step / spe, run->state.step % spe, err);
+    return feed_start(run->s.train, run->state.step / spe, run->state.step % spe, err);
 }
 
 static status end_epoch(train_run *run, errbuf *err)
@@ -263,11 +263,12 @@ static status one_step(train_run *run, bool *ret_stop, errbuf *err)
 {
     const spec *sp = &run->s.spec;
     train_state *s = &run->state;
-    if (poll_signals(run))
-        *ret_stop = true;
-    bool stop = *ret_stop;
+    bool stop = poll_signals(run);
+    TRY(stepper_ready(run->s.step, ret_stop, err));
+    if (*ret_stop)
+        return stepper_pending(run->s.step) > 0 ? collect(run, err) : STATUS_OK;
     double lr = schedule_lr(sp, s->step, run->s.steps_per_epoch);
-    TRY(stepper_run(run->s.step, run->s.train, lr, stop, ret_stop, err));
+    TRY(stepper_run(run->s.step, run->s.train, lr, stop, err));
     s->step++;
     beat(run, ATTEMPT_TRAINING);
     progress_step(&run->progress, s->step - 1, run->last_loss);
@@ -278,10 +279,10 @@ static status one_step(train_run *run, bool *ret_stop, errbuf *err)
         return end_epoch(run, err);
     bool due = sp->train.checkpoint_every > 0 && s->step % sp->train.checkpoint_every == 0;
     due |= run->checkpoint_due;
-    if ((due || *ret_stop || stepper_pending(run->s.step) == STEP_MAX_PENDING) &&
+    if ((due || stepper_pending(run->s.step) == STEP_MAX_PENDING) &&
         stepper_pending(run->s.step) > 0)
         TRY(collect(run, err));
-    return due && !*ret_stop ? save(run, err) : STATUS_OK;
+    return due ? save(run, err) : STATUS_OK;
 }
 
 status train_loop(train_run *run, bool *ret_stopped, errbuf *err)

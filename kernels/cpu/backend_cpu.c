@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/host_ops.h"
 
 #define HUGE_PAGE (2u << 20)
 
@@ -170,6 +171,8 @@ static status cpu_open(const backend_options *options, backend **ret_be, errbuf 
                           "cpu backend: %d threads with %d lanes (at least 1 each, and a lane "
                           "needs a thread)",
                           options->threads, options->lanes);
+    if (options->compute != COMPUTE_FP32)
+        return errbuf_set(err, STATUS_BAD_INPUT, "cpu backend: it computes in fp32 only");
     cpu_backend *cpu = calloc(1, sizeof *cpu);
     if (!cpu)
         return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory opening the cpu backend");
@@ -347,6 +350,8 @@ const backend_ops backend_cpu = {
     .name = "cpu",
     .help = "oneDNN convolutions and our own SIMD on CPU cores",
     .host_memory = true,
+    .computes = 1u << COMPUTE_FP32,
+    .bn_in_place = true,
     .available = cpu_available,
     .open = cpu_open,
     .close = cpu_close,
@@ -356,7 +361,10 @@ const backend_ops backend_cpu = {
     .release = cpu_release,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .copy = host_copy,
     .zero = cpu_zero,
+    .alloc_shared = host_alloc_shared,
+    .release_shared = host_release_shared,
     .tensor_bytes = cpu_tensor_bytes,
     .pack = cpu_pack,
     .unpack = cpu_unpack,
@@ -391,7 +399,12 @@ const backend_ops backend_cpu = {
     .loss_create = cpu_loss_create,
     .loss_destroy = cpu_loss_destroy,
     .loss_run = cpu_loss_run,
+    .step_begin = host_step_begin,
+    .step_word = host_step_word,
+    .step_judge = host_step_judge,
+    .step_end = host_step_end,
     .add = cpu_add,
+    .add_native = cpu_add_native,
     .blend = cpu_blend,
     .sgd = cpu_sgd,
     .all_finite = cpu_all_finite,

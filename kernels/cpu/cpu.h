@@ -150,11 +150,13 @@ status cpu_loss_run(backend_loss *l, const float *logits, const int32_t *labels,
 
 /* update.c */
 status cpu_add(backend *be, int64_t n, const float *a, const float *b, float *y);
-status cpu_blend(backend *be, int64_t n, float *y, float keep, const float *x, float take);
+status cpu_add_native(backend *be, size_t bytes, const float *a, const float *b, float *y);
+status cpu_blend(backend *be, int64_t n, float *y, float keep, const float *x, float take,
+                 const step_control *c);
 status cpu_sgd(backend *be, int64_t n, float *p, const float *grad, float *v,
-               const sgd_params *params);
-status cpu_all_finite(backend *be, int64_t n, const float *x, bool *ret_finite);
-status cpu_exact_accumulate(backend *be, int64_t n, const float *g, int64_t *acc, bool *ret_ok);
+               const sgd_params *params, const step_control *c);
+status cpu_all_finite(backend *be, int64_t n, const float *x, step_control *c);
+status cpu_exact_accumulate(backend *be, int64_t n, const float *g, int64_t *acc, step_control *c);
 status cpu_exact_to_float(backend *be, int64_t n, const int64_t *acc, float *g);
 
 #endif

@@ -145,25 +145,27 @@ static void loss_row(backend_loss *l, int row, const float *logit, int label, fl
 }
 
 status cpu_loss_run(backend_loss *l, const float *logits, const int32_t *labels, int valid,
-                    float scale, float *dlogits, loss_sums *ret_sums)
+                    float scale, float *dlogits, loss_sums *sums)
 {
     const int classes = l->desc.classes;
-    loss_sums sums = {0};
+    loss_sums total = {0};
 #pragma omp parallel for num_threads(cpu_threads(l->cpu)) schedule(static)
     for (int n = 0; n < l->desc.n; n++) {
         int64_t at = (int64_t)n * classes;
-        if (n < valid)
+        if (n < valid && labels[n] >= 0)
             loss_row(l, n, logits + at, labels[n], scale, dlogits ? dlogits + at : NULL);
         else if (dlogits)
             memset(dlogits + at, 0, (size_t)classes * sizeof *dlogits);
     }
     for (int n = 0; n < valid; n++) {
         bool finite = l->rank[n] < classes;
-        sums.loss += l->loss[n];
-        sums.top1 += finite && l->rank[n] < 1;
-        sums.top5 += finite && l->rank[n] < 5;
+        if (labels[n] < 0)
+            continue;
+        total.count++;
+        total.loss += l->loss[n];
+        total.top1 += finite && l->rank[n] < 1;
+        total.top5 += finite && l->rank[n] < 5;
     }
-    sums.count = valid;
-    *ret_sums = sums;
+    *sums = total;
     return STATUS_OK;
 }

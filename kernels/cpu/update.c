@@ -15,8 +15,16 @@ status cpu_add(backend *be, int64_t n, const float *a, const float *b, float *y)
     return STATUS_OK;
 }
 
-status cpu_blend(backend *be, int64_t n, float *y, float keep, const float *x, float take)
+status cpu_add_native(backend *be, size_t bytes, const float *a, const float *b, float *y)
 {
+    return cpu_add(be, (int64_t)(bytes / sizeof(float)), a, b, y);
+}
+
+status cpu_blend(backend *be, int64_t n, float *y, float keep, const float *x, float take,
+                 const step_control *c)
+{
+    if (c && c->halted)
+        return STATUS_OK;
 #pragma omp parallel for num_threads(cpu_threads(cpu_of(be))) schedule(static)
     for (int64_t i = 0; i < n; i++)
         y[i] = keep * y[i] + take * x[i];
@@ -24,34 +32,43 @@ status cpu_blend(backend *be, int64_t n, float *y, float keep, const float *x, f
 }
 
 status cpu_sgd(backend *be, int64_t n, float *p, const float *grad, float *v,
-               const sgd_params *params)
+               const sgd_params *params, const step_control *c)
 {
     const simd_kernels *simd = cpu_of(be)->simd;
+    sgd_params now = *params;
+    if (c && c->halted)
+        return STATUS_OK;
+    if (c)
+        now.lr = c->in.lr;
 #pragma omp parallel for num_threads(cpu_threads(cpu_of(be))) schedule(static)
     for (int64_t i = 0; i < n; i += PART)
-        simd->sgd(min_int64(PART, n - i), p + i, grad + i, v + i, params);
+        simd->sgd(min_int64(PART, n - i), p + i, grad + i, v + i, &now);
     return STATUS_OK;
 }
 
-status cpu_all_finite(backend *be, int64_t n, const float *x, bool *ret_finite)
+status cpu_all_finite(backend *be, int64_t n, const float *x, step_control *c)
 {
     const simd_kernels *simd = cpu_of(be)->simd;
     bool finite = true;
 #pragma omp parallel for num_threads(cpu_threads(cpu_of(be))) schedule(static) reduction(&& : finite)
     for (int64_t i = 0; i < n; i += PART)
         finite = finite && simd->all_finite(min_int64(PART, n - i), x + i);
-    *ret_finite = finite;
+    if (!finite) {
+        c->failures |= STEP_GRADIENT;
+        c->halted = 1;
+    }
     return STATUS_OK;
 }
 
-status cpu_exact_accumulate(backend *be, int64_t n, const float *g, int64_t *acc, bool *ret_ok)
+status cpu_exact_accumulate(backend *be, int64_t n, const float *g, int64_t *acc, step_control *c)
 {
     const simd_kernels *simd = cpu_of(be)->simd;
     bool ok = true;
 #pragma omp parallel for num_threads(cpu_threads(cpu_of(be))) schedule(static) reduction(&& : ok)
     for (int64_t i = 0; i < n; i += PART)
         ok = simd->exact_accumulate(min_int64(PART, n - i), g + i, acc + i) && ok;
-    *ret_ok = ok;
+    if (!ok)
+        c->failures |= STEP_REFUSED;
     return STATUS_OK;
 }
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/host_ops.h"
 #include "kernels/reference/reference.h"
 
 status reference_out_of_memory(const char *what, errbuf *err)
@@ -46,6 +47,8 @@ static status reference_open(const backend_options *options, backend **ret_be, e
         return errbuf_set(err, STATUS_BAD_INPUT,
                           "a backend needs at least one thread and one lane, not %d and %d",
                           options->threads, options->lanes);
+    if (options->compute != COMPUTE_FP32)
+        return errbuf_set(err, STATUS_BAD_INPUT, "reference backend: it computes in fp32 only");
     TRY(check_plan(options->plan, err));
     backend *be = calloc(1, sizeof *be);
     if (!be)
@@ -148,6 +151,8 @@ const backend_ops backend_reference = {
     .name = "reference",
     .help = "plain loops in double on one core: the oracle for tests",
     .host_memory = true,
+    .computes = 1u << COMPUTE_FP32,
+    .bn_in_place = true,
     .available = reference_available,
     .open = reference_open,
     .close = reference_close,
@@ -157,7 +162,10 @@ const backend_ops backend_reference = {
     .release = reference_release,
     .upload = reference_copy,
     .download = reference_copy,
+    .copy = host_copy,
     .zero = reference_zero,
+    .alloc_shared = host_alloc_shared,
+    .release_shared = host_release_shared,
     .tensor_bytes = reference_tensor_bytes,
     .pack = reference_pack,
     .unpack = reference_unpack,
@@ -192,7 +200,12 @@ const backend_ops backend_reference = {
     .loss_create = reference_loss_create,
     .loss_destroy = reference_loss_destroy,
     .loss_run = reference_loss_run,
+    .step_begin = host_step_begin,
+    .step_word = host_step_word,
+    .step_judge = host_step_judge,
+    .step_end = host_step_end,
     .add = reference_add,
+    .add_native = reference_add_native,
     .blend = reference_blend,
     .sgd = reference_sgd,
     .all_finite = reference_all_finite,

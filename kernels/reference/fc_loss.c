@@ -120,21 +120,24 @@ static double row_loss(const float *z, int classes, int label, float scale, floa
 }
 
 status reference_loss_run(backend_loss *l, const float *logits, const int32_t *labels, int valid,
-                          float scale, float *dlogits, loss_sums *ret_sums)
+                          float scale, float *dlogits, loss_sums *sums)
 {
-    loss_sums sums = {0};
+    loss_sums total = {0};
     int classes = l->d.classes;
-    for (int n = 0; n < valid; n++) {
+    for (int n = 0; n < l->d.n; n++) {
         const float *z = logits + (int64_t)n * classes;
+        float *dz = dlogits ? dlogits + (int64_t)n * classes : NULL;
+        if (n >= valid || labels[n] < 0) {
+            for (int i = 0; dz && i < classes; i++)
+                dz[i] = 0;
+            continue;
+        }
         int rank = rank_of(z, classes, labels[n]);
-        sums.loss +=
-            row_loss(z, classes, labels[n], scale, dlogits ? dlogits + (int64_t)n * classes : NULL);
-        sums.top1 += rank < 1;
-        sums.top5 += rank < 5;
-        sums.count++;
+        total.loss += row_loss(z, classes, labels[n], scale, dz);
+        total.top1 += rank < 1;
+        total.top5 += rank < 5;
+        total.count++;
     }
-    for (int64_t i = (int64_t)valid * classes; dlogits && i < (int64_t)l->d.n * classes; i++)
-        dlogits[i] = 0;
-    *ret_sums = sums;
+    *sums = total;
     return STATUS_OK;
 }

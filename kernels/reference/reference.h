@@ -113,16 +113,18 @@ CHECK_RESULT status reference_loss_create(backend *be, int lane, const loss_desc
                                           backend_loss **ret, errbuf *err);
 void reference_loss_destroy(backend_loss **l);
 CHECK_RESULT status reference_loss_run(backend_loss *l, const float *logits, const int32_t *labels,
-                                       int valid, float scale, float *dlogits, loss_sums *ret_sums);
+                                       int valid, float scale, float *dlogits, loss_sums *sums);
 
 CHECK_RESULT status reference_add(backend *be, int64_t n, const float *a, const float *b, float *y);
+CHECK_RESULT status reference_add_native(backend *be, size_t bytes, const float *a, const float *b,
+                                         float *y);
 CHECK_RESULT status reference_blend(backend *be, int64_t n, float *y, float keep, const float *x,
-                                    float take);
+                                    float take, const step_control *c);
 CHECK_RESULT status reference_sgd(backend *be, int64_t n, float *p, const float *grad, float *v,
-                                  const sgd_params *params);
-CHECK_RESULT status reference_all_finite(backend *be, int64_t n, const float *x, bool *ret_finite);
+                                  const sgd_params *params, const step_control *c);
+CHECK_RESULT status reference_all_finite(backend *be, int64_t n, const float *x, step_control *c);
 CHECK_RESULT status reference_exact_accumulate(backend *be, int64_t n, const float *g, int64_t *acc,
-                                               bool *ret_ok);
+                                               step_control *c);
 CHECK_RESULT status reference_exact_to_float(backend *be, int64_t n, const int64_t *acc, float *g);
 
 #endif

@@ -1,11 +1,16 @@
 /*
  * A rank of test_collectives.c: does each collective of kernels/comm.h on values that every rank
  * can work out for all, and compares the bits with sums made here. Prints "ok" on rank 0.
+ *
+ * comm_probe words: what ranks that wait tell each other. comm_probe stops, comm_probe leaves: what
+ * the last rank does; the others name it and leave.
  */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "kernels/comm.h"
 
@@ -146,19 +151,137 @@ static status check_all(comm *c, errbuf *err)
     return check_agreement(c, err);
 }
 
-int main(void)
+/* ---- words of ranks that wait ---- */
+
+static double seconds_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void nap(double seconds)
+{
+    nanosleep(&(struct timespec){(time_t)seconds, (long)(1e9 * (seconds - (time_t)seconds))}, NULL);
+}
+
+/* Says `step` for a while, as a rank that waits does; *ret = who is to blame then. */
+static void wait_at(comm *c, uint64_t step, double during, double silence, comm_peer *ret)
+{
+    for (double begin = seconds_now(); seconds_now() - begin < during; nap(0.01)) {
+        c->ops->publish(c, step);
+        c->ops->silent(c, silence, ret);
+    }
+}
+
+static status check_silence(comm *c, errbuf *err)
+{
+    comm_peer p = {.rank = -1};
+    if (c->rank == c->size - 1)
+        nap(0.8);
+    else
+        wait_at(c, 10, 0.6, 0.4, &p);
+    REQUIRE(p.rank == (c->rank == c->size - 1 ? -1 : c->size - 1) && p.step == 0 && !p.farewell,
+            "silent: rank %d at %" PRIu64, p.rank, p.step);
+    REQUIRE(p.rank < 0 || (p.silence >= 0.4 && p.silence < 60), "silent for %g s", p.silence);
+    return c->ops->barrier(c, err);
+}
+
+/* All are heard; the first rank has done fewer steps. */
+static status check_behind(comm *c, errbuf *err)
+{
+    comm_peer p = {.rank = -1};
+    wait_at(c, c->rank == 0 ? 11 : 12, 0.5, 30, &p);
+    REQUIRE(p.rank == (c->rank == 0 ? -1 : 0) && (c->rank == 0 || p.step == 11) && !p.farewell,
+            "behind: rank %d at %" PRIu64, p.rank, p.step);
+    return c->ops->barrier(c, err);
+}
+
+/* A rank that looks away is not buried in words, and collectives go on between them. */
+static status check_flood(comm *c, errbuf *err)
+{
+    if (c->rank == 0)
+        for (int i = 0; i < 20000; i++)
+            c->ops->publish(c, 13);
+    return check_copies(c, err);
+}
+
+static status check_farewell(comm *c, errbuf *err)
+{
+    comm_peer p = {.rank = -1};
+    errbuf why = {0};
+    errbuf_set(&why, STATUS_DATA, "a bad image");
+    if (c->rank == 1) {
+        c->ops->give_up(c, &why);
+        errbuf_clear(&why);
+        errbuf_set(&why, STATUS_DATA, "another one");
+        c->ops->give_up(c, &why); /* the first counts */
+    } else {
+        wait_at(c, 14, 0.4, 30, &p);
+        REQUIRE(p.rank == 1 && p.farewell && p.step == 12, "gave up: rank %d at %" PRIu64, p.rank,
+                p.step);
+        REQUIRE(p.farewell->code == STATUS_DATA && strcmp(p.farewell->text, "a bad image") == 0,
+                "farewell '%s'", p.farewell->text);
+    }
+    return c->ops->barrier(c, err);
+}
+
+static status check_words(comm *c, errbuf *err)
+{
+    TRY(check_silence(c, err));
+    TRY(check_behind(c, err));
+    TRY(check_flood(c, err));
+    return check_farewell(c, err); /* words are on their way when the comm is closed */
+}
+
+/* Collectives with patience. The last rank comes late, then not at all, or says why it leaves. */
+static status lose_last(comm *c, const char *how, errbuf *err)
+{
+    const bool is_last = c->rank == c->size - 1;
+    errbuf none = {0};
+    c->patience = 2;
+    TRY(check_copies(c, err));
+    if (is_last)
+        nap(0.7);
+    TRY(check_float(c, 1000, err));
+    if (is_last && strcmp(how, "leaves") == 0) {
+        c->ops->give_up(c, &(errbuf){STATUS_DATA, "a bad image"});
+        c->lost = true;
+        return errbuf_set(err, STATUS_DATA, "a bad image");
+    }
+    while (is_last)
+        pause();
+    const status st = check_float(c, 1000, err);
+    REQUIRE(st != STATUS_OK && c->lost, "summed without the last rank");
+    REQUIRE(c->ops->barrier(c, &none) == STATUS_ENVIRONMENT, "a barrier without the last rank");
+    REQUIRE(comm_agree(c, st, err) == st, "agreed without the last rank");
+    if (c->rank == 0) {
+        printf("%s\n", err->text);
+        fflush(stdout);
+    }
+    return st;
+}
+
+static status check(comm *c, const char *what, errbuf *err)
+{
+    if (strcmp(what, "words") == 0)
+        return check_words(c, err);
+    return what[0] ? lose_last(c, what, err) : check_all(c, err);
+}
+
+int main(int argc, char **argv)
 {
     comm *c = NULL;
     errbuf err = {0};
     status st = comm_open(&c, &err);
     if (st == STATUS_OK) {
-        st = check_all(c, &err);
+        st = check(c, argc > 1 ? argv[1] : "", &err);
         if (st == STATUS_OK && c->rank == 0)
             printf("ok %s %d\n", c->ops->name, c->size);
     }
     if (st != STATUS_OK)
         fprintf(stderr, "comm_probe: %s\n", err.text);
-    if (st != STATUS_OK && c)
+    if (st != STATUS_OK && c && !c->lost)
         c->ops->abort(c, (int)st);
     comm_close(&c);
     return (int)st;

@@ -47,15 +47,16 @@ static status initialise(session *s, errbuf *err)
 static status train(session *s, const char *const paths[2], FILE *losses, errbuf *err)
 {
     TRY(comm_agree(s->comm, initialise(s, err), err));
-    TRY(loader_start(s->train, 0, 0, err));
+    TRY(feed_start(s->train, 0, 0, err));
     for (int64_t step = 0; step < STEPS; step++) {
         bool stop = false;
         double loss = 0;
         sample_sums sums = {0};
         if (step > 0 && step % s->steps_per_epoch == 0)
-            TRY(loader_start(s->train, step / s->steps_per_epoch, 0, err));
+            TRY(feed_start(s->train, step / s->steps_per_epoch, 0, err));
         double lr = schedule_lr(&s->spec, step, s->steps_per_epoch);
-        TRY(stepper_run(s->step, s->train, lr, false, &stop, err));
+        TRY(stepper_ready(s->step, &stop, err));
+        TRY(stepper_run(s->step, s->train, lr, false, err));
         if (step == 0 && s->comm->rank == 0)
             TRY(write_floats(s, stepper_gradient(s->step), paths[0], err));
         TRY(stepper_collect(s->step, &sums, &loss, err));

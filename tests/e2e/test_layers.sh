@@ -9,7 +9,7 @@ bad=0
 forbid() {
     local why=$1 pattern=$2
     shift 2
-    if grep -rnE --include='*.[ch]' "^[[:space:]]*#[[:space:]]*include[[:space:]]*[<\"]($pattern)" "$@"; then
+    if grep -rnE --include='*.[ch]' --include='*.cu' --include='*.cuh' "^[[:space:]]*#[[:space:]]*include[[:space:]]*[<\"]($pattern)" "$@"; then
         printf '%s\n' "$why" >&2
         bad=1
     fi
@@ -26,12 +26,13 @@ forbid 'net/ knows nothing of data and runs' 'trainer/(data/|task/|[a-z_]+\.h)' 
 for file in kernels/*.[ch] kernels/reference; do
     forbid 'kernels/ itself is free of backend libraries' "$backends" "$file"
 done
-forbid 'only kernels/cpu uses oneDNN' 'dnnl|oneapi' kernels/reference kernels/mpi
-forbid 'only kernels/mpi uses MPI' 'mpi\.h' kernels/cpu kernels/reference
+forbid 'only kernels/cpu uses oneDNN' 'dnnl|oneapi' kernels/reference kernels/mpi kernels/cuda
+forbid 'only kernels/mpi uses MPI' 'mpi\.h' kernels/cpu kernels/reference kernels/cuda
+forbid 'only kernels/cuda uses CUDA' 'cuda|cudnn|nccl|cublas|nvml' kernels/cpu kernels/mpi
 
 # What was found at configure time is seen by the two registries alone.
 if grep -rnE --include='*.[ch]' '(ifdef|ifndef|defined).*RINGMASTER_(ONEDNN|MPI|CUDA)' protocol kernels trainer |
-    grep -v '^kernels/[a-z]*_registry\.c:'; then
+    grep -v '^kernels/[a-z_]*_registry\.c:'; then
     printf 'backends are chosen in the registry files only\n' >&2
     bad=1
 fi

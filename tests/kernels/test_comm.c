@@ -39,6 +39,12 @@ START_TEST(alone)
     ck_assert_int_eq(c->ops->broadcast(c, mine, 4, 0, &err), STATUS_OK);
     ck_assert_str_eq(mine, "abc");
     ck_assert_int_eq(c->ops->barrier(c, &err), STATUS_OK);
+    comm_peer peer = {0};
+    c->ops->publish(c, 7);
+    c->ops->give_up(c, &err);
+    c->ops->silent(c, 0, &peer);
+    ck_assert_int_eq(peer.rank, -1);
+    ck_assert(!peer.farewell && !c->lost);
     comm_close(&c);
     ck_assert_ptr_null(c);
     comm_close(&c);
@@ -164,6 +170,19 @@ START_TEST(comm_breaks)
 }
 END_TEST
 
+/* Where a rank is lost nobody waits for it. */
+START_TEST(lost_rank)
+{
+    comm c = {.ops = &(const comm_ops){.name = "none"}, .size = 3, .lost = true};
+    errbuf err = {0}, own = {0};
+    ck_assert_int_eq(comm_agree(&c, STATUS_OK, &err), STATUS_ENVIRONMENT);
+    ck_assert_str_eq(err.text, "a rank of this world is lost");
+    status st = errbuf_set(&own, STATUS_DATA, "mine");
+    ck_assert_int_eq(comm_agree(&c, st, &own), STATUS_DATA);
+    ck_assert_str_eq(own.text, "mine");
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("comm");
@@ -177,6 +196,7 @@ int main(void)
     tcase_add_test(tcase, all_well);
     tcase_add_test(tcase, error_without_a_line);
     tcase_add_test(tcase, comm_breaks);
+    tcase_add_test(tcase, lost_rank);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

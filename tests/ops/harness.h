@@ -30,7 +30,7 @@ static inline float *host_new(int64_t n)
     return x;
 }
 
-static inline double random_unit(uint32_t seed, int64_t i)
+static inline double host_unit(uint32_t seed, int64_t i)
 {
     return philox4x32((uint32_t)i, (uint32_t)(i >> 32), 0, 0, seed, 99).word[0] * 0x1p-32;
 }
@@ -54,7 +54,7 @@ static inline float *host_integers(uint32_t seed, int64_t n, int limit)
 {
     float *x = host_new(n);
     for (int64_t i = 0; i < n; i++)
-        x[i] = (float)((int)(random_unit(seed, i) * (2 * limit + 1)) - limit);
+        x[i] = (float)((int)(host_unit(seed, i) * (2 * limit + 1)) - limit);
     return x;
 }
 

@@ -40,7 +40,7 @@ static char *describe(int world, int local, bool exact)
     char *text = NULL;
     ops.describe = fake_describe;
     be->ops = &ops;
-    ck_assert_int_eq(plan_describe(be, &c, exact, &text, &err), STATUS_OK);
+    ck_assert_int_eq(plan_describe(be, &c, NULL, exact, &text, &err), STATUS_OK);
     be->ops = real;
     be->ops->close(be);
     return text;

@@ -17,7 +17,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "trainer/data/random.h"
+#include "kernels/random.h"
 
 #define RRC_TRIES 10
 
@@ -41,11 +41,17 @@ void augmenter_init(augmenter *a, const loader_options *o)
     *a = (augmenter){.size = o->size,
                      .augment = o->augment,
                      .is_random = o->split == SPLIT_TRAIN && !o->clean,
+                     .bytes = o->bytes,
                      .seed = o->seed};
+    loader_levels(o, a->level);
+}
+
+void loader_levels(const loader_options *o, float ret_level[3][256])
+{
     for (int c = 0; c < 3; c++)
         for (int v = 0; v < 256; v++)
-            a->level[c][v] = (float)((v / 255.0 - channel_mean[o->normalise][c]) /
-                                     channel_deviation[o->normalise][c]);
+            ret_level[c][v] = (float)((v / 255.0 - channel_mean[o->normalise][c]) /
+                                      channel_deviation[o->normalise][c]);
 }
 
 void augment_scratch_fini(augment_scratch *s)
@@ -72,8 +78,28 @@ int augmenter_short_side(const augmenter *a)
 
 /* -- writing the output -- */
 
+/* The same as emit_floats before normalisation. */
+static void emit_bytes(const augmenter *a, const image *im, int x0, int y0, bool mirrored,
+                       uint8_t *out)
+{
+    const int size = a->size;
+    for (int c = 0; c < 3; c++) {
+        const uint8_t *plane = im->pixels + (size_t)c * (size_t)im->w * (size_t)im->h;
+        for (int y = 0; y < size; y++, out += size) {
+            const bool is_inside = y + y0 >= 0 && y + y0 < im->h;
+            for (int x = 0; x < size; x++) {
+                const int column = x + x0;
+                const bool is_there = is_inside && column >= 0 && column < im->w;
+                out[mirrored ? size - 1 - x : x] =
+                    is_there ? plane[(ptrdiff_t)(y + y0) * im->w + column] : 0;
+            }
+        }
+    }
+}
+
 /* Writes the size x size window of `im` whose corner is (x0, y0), which may lie outside: black. */
-static void emit(const augmenter *a, const image *im, int x0, int y0, bool mirrored, float *out)
+static void emit_floats(const augmenter *a, const image *im, int x0, int y0, bool mirrored,
+                        float *out)
 {
     int size = a->size;
     int left = x0 < 0 ? -x0 : 0; /* columns of the window before the image begins, and after it */
@@ -97,6 +123,14 @@ static void emit(const augmenter *a, const image *im, int x0, int y0, bool mirro
                 out[mirrored ? size - 1 - x : x] = level[0];
         }
     }
+}
+
+static void emit(const augmenter *a, const image *im, int x0, int y0, bool mirrored, void *out)
+{
+    if (a->bytes)
+        emit_bytes(a, im, x0, y0, mirrored, out);
+    else
+        emit_floats(a, im, x0, y0, mirrored, out);
 }
 
 /* -- resizing -- */
@@ -160,11 +194,11 @@ static int centre_offset(int length, int size)
 }
 
 status augmenter_apply(const augmenter *a, int64_t epoch, int64_t sample, const image *im,
-                       augment_scratch *scratch, float *out, errbuf *err)
+                       augment_scratch *scratch, void *out, errbuf *err)
 {
-    random_stream s = random_open(a->seed, RANDOM_AUGMENT, (uint32_t)sample, (uint32_t)epoch);
     bool is_rrc = a->augment == AUGMENT_RRC, mirrored = false;
     if (is_rrc && a->is_random) {
+        random_stream s = random_open(a->seed, RANDOM_AUGMENT, (uint32_t)sample, (uint32_t)epoch);
         mirrored = random_below(&s, 2);
         TRY(resample_bilinear(im, random_rectangle(im, &s), a->size, a->size, &scratch->resample,
                               &scratch->resized, err));
@@ -176,17 +210,17 @@ status augmenter_apply(const augmenter *a, int64_t epoch, int64_t sample, const 
                        err));
     int x = centre_offset(fitted->w, a->size), y = centre_offset(fitted->h, a->size);
     if (a->augment == AUGMENT_CROP && a->is_random) {
-        int pad = a->size / 8;
-        mirrored = random_below(&s, 2);
-        x += random_between(&s, -pad, pad);
-        y += random_between(&s, -pad, pad);
+        const crop_choice crop = choose_crop(a->seed, (uint32_t)sample, (uint32_t)epoch, a->size);
+        mirrored = crop.mirrored;
+        x += crop.x;
+        y += crop.y;
     }
     emit(a, fitted, x, y, mirrored, out);
     return STATUS_OK;
 }
 
 status augment_image(const loader_options *o, int64_t epoch, int64_t sample, const image *im,
-                     image *scratch, float *out, errbuf *err)
+                     image *scratch, void *out, errbuf *err)
 {
     augmenter a;
     augment_scratch work = {.resized = *scratch};

@@ -10,6 +10,7 @@
 typedef struct augmenter {
     int size, augment;
     bool is_random; /* training, not clean */
+    bool bytes;     /* output is uint8: what `level` would be looked up by */
     uint64_t seed;
     float level[3][256]; /* normalised value of each byte of each channel */
 } augmenter;
@@ -24,7 +25,7 @@ void augmenter_init(augmenter *a, const loader_options *o);
 void augment_scratch_fini(augment_scratch *s);
 
 CHECK_RESULT status augmenter_apply(const augmenter *a, int64_t epoch, int64_t sample,
-                                    const image *im, augment_scratch *scratch, float *out,
+                                    const image *im, augment_scratch *scratch, void *out,
                                     errbuf *err);
 
 /* What dataset_read is to be asked for: JPEGs are not decoded finer than is of use. */

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "kernels/feistel.h"
-#include "trainer/data/random.h"
+#include "kernels/random.h"
 #include "trainer/data/source.h"
 
 void names_free(char **names, int count)

@@ -24,8 +24,8 @@
 #include <time.h>
 
 #include "kernels/feistel.h"
+#include "kernels/random.h"
 #include "trainer/data/augment.h"
-#include "trainer/data/random.h"
 
 #define RUN_ROWS    8 /* rows that a producer takes at a time */
 #define MAX_THREADS 256
@@ -41,7 +41,7 @@ enum slot_state {
 typedef struct slot {
     enum slot_state state;
     int64_t ordinal; /* which of this rank's shards of the epoch */
-    float *images;
+    void *images;    /* floats or bytes */
     int32_t *labels;
     int valid;       /* rows that hold samples; the rest is zeros */
     int taken, done; /* rows */
@@ -74,7 +74,7 @@ struct loader {
 
 static feistel order_of(uint64_t seed, int64_t epoch, int64_t n)
 {
-    return feistel_make((uint32_t)n, seed, (uint32_t)epoch, RANDOM_ORDER, 0);
+    return sample_order(seed, (uint32_t)epoch, (uint32_t)n);
 }
 
 int64_t loader_sample(uint64_t seed, int64_t epoch, int64_t n, int64_t p)
@@ -109,7 +109,7 @@ typedef struct bench {
 } bench;
 
 /* Sample i, augmented, or, where it is damaged and on_error is skip, the next one that is not. */
-static status make_sample(loader *l, int64_t i, bench *b, float *out, int32_t *ret_label,
+static status make_sample(loader *l, int64_t i, bench *b, void *out, int32_t *ret_label,
                           int64_t *skipped, errbuf *err)
 {
     int short_side = augmenter_short_side(&l->augmenter);
@@ -131,13 +131,19 @@ static status make_sample(loader *l, int64_t i, bench *b, float *out, int32_t *r
     return STATUS_DATA;
 }
 
+/* Bytes of one image as it is handed out. */
+static size_t image_bytes(const loader_options *o)
+{
+    return 3 * (size_t)o->size * (size_t)o->size * (o->bytes ? 1 : sizeof(float));
+}
+
 static status make_row(loader *l, const slot *s, int row, bench *b, int64_t *skipped, errbuf *err)
 {
-    size_t pixels = 3 * (size_t)l->o.size * (size_t)l->o.size;
-    float *out = s->images + (size_t)row * pixels;
+    const size_t bytes = image_bytes(&l->o);
+    void *out = (char *)s->images + (size_t)row * bytes;
     s->labels[row] = 0;
     if (row >= s->valid) {
-        memset(out, 0, pixels * sizeof *out);
+        memset(out, 0, bytes);
         return STATUS_OK;
     }
     int64_t sample = sample_at(l, shard_number(l, s->ordinal), row);
@@ -236,11 +242,11 @@ static void *produce(void *ctx)
 
 /* -- lifecycle -- */
 
-static status check_options(const loader_options *o, errbuf *err)
+status loader_check(const loader_options *o, errbuf *err)
 {
     dataset_info info;
     dataset_describe(o->set, &info);
-    ASSERT(o->world > 0 && o->rank >= 0 && o->rank < o->world && o->shard > 0 && o->depth > 0);
+    ASSERT(o->world > 0 && o->rank >= 0 && o->rank < o->world && o->shard > 0);
     ASSERT(o->size > 0 && o->threads > 0);
     if (o->split != SPLIT_TRAIN || o->clean)
         return STATUS_OK;
@@ -259,8 +265,8 @@ static status check_options(const loader_options *o, errbuf *err)
 
 static status make_slots(loader *l, errbuf *err)
 {
-    size_t floats = (size_t)l->o.shard * 3 * (size_t)l->o.size * (size_t)l->o.size;
-    size_t bytes = (floats * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    size_t bytes =
+        ((size_t)l->o.shard * image_bytes(&l->o) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     l->slots = calloc((size_t)l->o.depth, sizeof *l->slots);
     bool made = l->slots;
     for (int i = 0; made && i < l->o.depth; i++) {
@@ -294,31 +300,38 @@ static status start_threads(loader *l, errbuf *err)
     return STATUS_OK;
 }
 
-static void count_shards(loader *l)
+loader_numbers loader_count(const loader_options *o)
 {
     dataset_info info;
-    dataset_describe(l->o.set, &info);
-    l->count = info.count;
-    if (l->is_training) {
-        l->steps = info.count / l->o.batch;
-        l->shards = l->steps * (l->o.batch / l->o.shard / l->o.world);
-        return;
+    loader_numbers n;
+    dataset_describe(o->set, &info);
+    if (o->split == SPLIT_TRAIN && !o->clean) {
+        n.steps = info.count / o->batch;
+        n.shards = n.steps * (o->batch / o->shard / o->world);
+        return n;
     }
-    int64_t all = (info.count + l->o.shard - 1) / l->o.shard;
-    l->steps = (all + l->o.world - 1) / l->o.world;
-    l->shards = (all - l->o.rank + l->o.world - 1) / l->o.world;
+    int64_t all = (info.count + o->shard - 1) / o->shard;
+    n.steps = (all + o->world - 1) / o->world;
+    n.shards = (all - o->rank + o->world - 1) / o->world;
+    return n;
 }
 
 status loader_create(const loader_options *options, loader **ret_loader, errbuf *err)
 {
-    TRY(check_options(options, err));
+    TRY(loader_check(options, err));
+    ASSERT(options->depth > 0);
     loader *l = calloc(1, sizeof *l);
     if (!l)
         return errbuf_set(err, STATUS_OUT_OF_MEMORY, "no memory for a loader");
     l->o = *options;
     l->is_training = options->split == SPLIT_TRAIN && !options->clean;
     augmenter_init(&l->augmenter, options);
-    count_shards(l);
+    dataset_info info;
+    dataset_describe(options->set, &info);
+    const loader_numbers numbers = loader_count(options);
+    l->count = info.count;
+    l->steps = numbers.steps;
+    l->shards = numbers.shards;
     pthread_mutex_init(&l->mutex, NULL);
     pthread_cond_init(&l->work, NULL);
     pthread_cond_init(&l->ready, NULL);
@@ -428,7 +441,8 @@ status loader_next(loader *l, loader_shard *ret_shard, errbuf *err)
         pthread_cond_broadcast(&l->work);
     } else {
         s->state = SLOT_HELD;
-        *ret_shard = (loader_shard){.images = s->images,
+        *ret_shard = (loader_shard){.images = l->o.bytes ? NULL : s->images,
+                                    .bytes = l->o.bytes ? s->images : NULL,
                                     .labels = s->labels,
                                     .valid = s->valid,
                                     .index = number,

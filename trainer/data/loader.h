@@ -1,5 +1,6 @@
 /*
- * The loader: batches of normalised float images, made ahead of time by its own threads.
+ * The loader: batches of images, made ahead of time by its own threads: normalised floats, or the
+ * bytes that loader_levels maps to them.
  *
  * Sample order and augmentation are functions of (seed, epoch, sample) alone, never of rank,
  * thread or world size: epoch e of S samples visits a keyed bijection of [0, S); global batch b
@@ -19,7 +20,8 @@ typedef struct loader loader;
 
 /* One shard, owned by the loader until loader_release. */
 typedef struct loader_shard {
-    const float *images;   /* [shard][3][size][size], normalised */
+    const float *images;  /* [shard][3][size][size], normalised; NULL where `bytes` was asked for */
+    const uint8_t *bytes; /* the same before normalisation, or NULL */
     const int32_t *labels; /* [shard] */
     int valid;             /* rows that count; less than shard only in evaluation */
     int64_t index;         /* number of the shard within the epoch, over all ranks */
@@ -31,6 +33,7 @@ typedef struct loader_options {
     dataset *set;     /* borrowed */
     data_split split; /* SPLIT_TRAIN augments and shuffles unless `clean` */
     bool clean;       /* training set in evaluation mode (clean training accuracy) */
+    bool bytes;       /* make bytes instead of floats */
     int size;         /* side of the output */
     int augment, normalise, on_error; /* spec enums, resolved */
     uint64_t seed;                    /* train.seed */
@@ -57,12 +60,23 @@ void loader_release(loader *l, loader_shard *shard);
 /* Seconds the consumer has waited in loader_next so far. */
 double loader_waited(const loader *l);
 
+/* What follows from options alone; also where no loader is made of them. */
+typedef struct loader_numbers {
+    int64_t steps, shards; /* as loader_steps and loader_shards */
+} loader_numbers;
+loader_numbers loader_count(const loader_options *options);
+/* Whether the set has one whole batch, and batches divide over shards and ranks. */
+CHECK_RESULT status loader_check(const loader_options *options, errbuf *err);
+/* The normalised value of each byte of each channel. */
+void loader_levels(const loader_options *options, float ret_level[3][256]);
+
 /* -- parts, for tests -- */
 /* Place p of epoch e of a set of n samples. */
 int64_t loader_sample(uint64_t seed, int64_t epoch, int64_t n, int64_t p);
 /* Augments (or, split eval / clean, resizes and crops), scales to [0,1], normalises into
- * out[3][size][size]. `sample` and `epoch` key the random choices. */
+ * out[3][size][size] (floats, or uint8 where o->bytes). `sample` and `epoch` key the random
+ * choices. */
 CHECK_RESULT status augment_image(const loader_options *o, int64_t epoch, int64_t sample,
-                                  const image *im, image *scratch, float *out, errbuf *err);
+                                  const image *im, image *scratch, void *out, errbuf *err);
 
 #endif

@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "trainer/data/random.h"
+#include "kernels/random.h"
 #include "trainer/data/source.h"
 
 #define SHAPES   12

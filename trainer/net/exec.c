@@ -1,6 +1,8 @@
 /* The executor; see exec.h. */
 #include "trainer/net/exec.h"
 
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -330,6 +332,11 @@ status net_exec_set_input(net_exec *e, int lane, int input, const float *images)
                             images);
 }
 
+void *net_exec_input(net_exec *e, int lane, int input)
+{
+    return item_address(e, lane, e->schedule.tensor_item[e->net->input[input]]);
+}
+
 const float *net_exec_output(const net_exec *e, int lane, int output)
 {
     return item_address(e, lane, e->schedule.tensor_item[e->net->output[output]]);
@@ -369,40 +376,37 @@ static status forward_bn(net_exec *e, int lane, int i, const float *params, cons
                                         e->lane[lane].saved + s->saved, stats + norm->running);
 }
 
-static int64_t item_elements(const net_exec *e, int item)
+static status forward_node(net_exec *e, int lane, int i, const float *params, const float *running,
+                           float *stats)
 {
-    return (int64_t)(e->schedule.items[item].bytes / sizeof(float));
+    const backend_ops *ops = e->be->ops;
+    const net_node *node = &e->net->node[i];
+    const exec_step *s = &e->schedule.steps[i];
+    exec_op op = e->lane[lane].op[i];
+    const float *x = item_address(e, lane, s->x);
+    float *y = item_address(e, lane, s->y);
+    switch (node->kind) {
+    case NODE_CONV:
+        return ops->conv_forward(op.conv, x, param_at(e, params, node->bias), y);
+    case NODE_BN:
+        return forward_bn(e, lane, i, params, running, stats);
+    case NODE_POOL:
+        return ops->pool_forward(op.pool, x, y, item_address(e, lane, s->ws));
+    case NODE_FC:
+        return ops->fc_forward(op.fc, x, param_at(e, params, node->weight),
+                               param_at(e, params, node->bias), y);
+    case NODE_ADD:
+        return ops->add_native(e->be, e->schedule.items[s->y].bytes, x,
+                               item_address(e, lane, s->residual), y);
+    }
+    return STATUS_OK;
 }
 
 static status forward(net_exec *e, int lane, const float *params, const float *running,
                       float *stats)
 {
-    const backend_ops *ops = e->be->ops;
-    for (int i = 0; i < e->net->nodes; i++) {
-        const net_node *node = &e->net->node[i];
-        const exec_step *s = &e->schedule.steps[i];
-        exec_op op = e->lane[lane].op[i];
-        const float *x = item_address(e, lane, s->x);
-        float *y = item_address(e, lane, s->y);
-        switch (node->kind) {
-        case NODE_CONV:
-            TRY(ops->conv_forward(op.conv, x, param_at(e, params, node->bias), y));
-            break;
-        case NODE_BN:
-            TRY(forward_bn(e, lane, i, params, running, stats));
-            break;
-        case NODE_POOL:
-            TRY(ops->pool_forward(op.pool, x, y, item_address(e, lane, s->ws)));
-            break;
-        case NODE_FC:
-            TRY(ops->fc_forward(op.fc, x, param_at(e, params, node->weight),
-                                param_at(e, params, node->bias), y));
-            break;
-        case NODE_ADD:
-            TRY(ops->add(e->be, item_elements(e, s->y), x, item_address(e, lane, s->residual), y));
-            break;
-        }
-    }
+    for (int i = 0; i < e->net->nodes; i++)
+        TRY(forward_node(e, lane, i, params, running, stats));
     return STATUS_OK;
 }
 
@@ -458,17 +462,100 @@ static status backward_node(net_exec *e, int lane, int i, const float *params, f
     return STATUS_OK;
 }
 
+/* The sums that node i's backward needs; *next_add: the first not yet made. */
+static status backward_adds(net_exec *e, int lane, int i, int *next_add)
+{
+    const exec_schedule *s = &e->schedule;
+    for (; *next_add < s->add_count && s->adds[*next_add].node == i; ++*next_add) {
+        const exec_add *add = &s->adds[*next_add];
+        TRY(e->be->ops->add_native(e->be, s->items[add->to].bytes, item_address(e, lane, add->a),
+                                   item_address(e, lane, add->b), item_address(e, lane, add->to)));
+    }
+    return STATUS_OK;
+}
+
 status net_exec_backward(net_exec *e, int lane, const float *params, float *grad)
 {
     int next_add = 0;
     for (int i = e->net->nodes - 1; i >= 0; i--) {
-        for (; next_add < e->schedule.add_count && e->schedule.adds[next_add].node == i;
-             next_add++) {
-            const exec_add *add = &e->schedule.adds[next_add];
-            TRY(e->be->ops->add(e->be, item_elements(e, add->to), item_address(e, lane, add->a),
-                                item_address(e, lane, add->b), item_address(e, lane, add->to)));
-        }
+        TRY(backward_adds(e, lane, i, &next_add));
         TRY(backward_node(e, lane, i, params, grad));
     }
     return STATUS_OK;
+}
+
+/* ---- where a value that is not finite came from ---- */
+
+static bool is_finite(const float *x, int64_t n)
+{
+    bool finite = true;
+    for (int64_t i = 0; i < n; i++)
+        finite = finite && isfinite(x[i]);
+    return finite;
+}
+
+static status blame_failed(const net_exec *e, status st, errbuf *err)
+{
+    if (st == STATUS_OK)
+        return st;
+    return errbuf_set(err, st, "%s", e->be->ops->last_error(e->be));
+}
+
+/* The first (or, backward, last) parameter whose stretch of `vector` holds such a value. */
+static status blame_params(net_exec *e, const float *vector, bool backward, float *host,
+                           const char *format, char *where, size_t size, errbuf *err)
+{
+    const net *n = e->net;
+    TRY(blame_failed(
+        e, e->be->ops->download(e->be, host, vector, (size_t)n->param_elements * sizeof *host),
+        err));
+    for (int k = 0; k < n->params && !where[0]; k++) {
+        const net_param *p = &n->param[backward ? n->params - 1 - k : k];
+        if (!is_finite(host + p->offset, p->elements))
+            snprintf(where, size, format, p->name);
+    }
+    return STATUS_OK;
+}
+
+static status blame_forward(net_exec *e, int lane, const float *params, float *stats, float *host,
+                            char *where, size_t size, errbuf *err)
+{
+    TRY(blame_failed(e, net_exec_expand(e, params), err));
+    for (int i = 0; i < e->net->nodes && !where[0]; i++) {
+        const net_tensor *t = &e->net->tensor[e->net->node[i].output];
+        shape s = t->shape;
+        s.n = e->options.batch;
+        TRY(blame_failed(e, forward_node(e, lane, i, params, NULL, stats), err));
+        TRY(blame_failed(e,
+                         e->be->ops->unpack(e->be, s, t->layout, host,
+                                            item_address(e, lane, e->schedule.steps[i].y)),
+                         err));
+        if (!is_finite(host, shape_elements(s)))
+            snprintf(where, size, "%s, forward", e->net->node[i].name);
+    }
+    return STATUS_OK;
+}
+
+status net_exec_blame(net_exec *e, int lane, const float *params, float *stats, float *grad,
+                      char *ret_where, size_t size, errbuf *err)
+{
+    int64_t most = e->net->param_elements;
+    for (int i = 0; i < e->net->tensors; i++) {
+        int64_t elements = shape_elements(e->net->tensor[i].shape) * e->options.batch;
+        most = elements > most ? elements : most;
+    }
+    float *host = calloc((size_t)most + 1, sizeof *host);
+    if (!host)
+        return errbuf_set(err, STATUS_OUT_OF_MEMORY, "out of memory looking for the layer");
+    ret_where[0] = '\0';
+    status st = blame_params(e, params, false, host, "parameter %s", ret_where, size, err);
+    if (st == STATUS_OK && !ret_where[0])
+        st = blame_params(e, grad, true, host, "the gradient of %s", ret_where, size, err);
+    char first[NET_NAME_MAX + 32] = "";
+    if (st == STATUS_OK && strncmp(ret_where, "parameter", 9) != 0)
+        st = blame_forward(e, lane, params, stats, host, first, sizeof first, err);
+    if (first[0])
+        snprintf(ret_where, size, "%s", first);
+    free(host);
+    return st;
 }

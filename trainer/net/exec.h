@@ -46,6 +46,9 @@ CHECK_RESULT status net_exec_expand(net_exec *e, const float *params);
 /* Puts `batch` host images [batch][c][h][w] into net input `input` of a lane. */
 CHECK_RESULT status net_exec_set_input(net_exec *e, int lane, int input, const float *images);
 
+/* Where net input `input` of a lane lies on the device: tensor_bytes of {batch, c, h, w}. */
+void *net_exec_input(net_exec *e, int lane, int input);
+
 /* Forward with batch statistics; stats (running_elements, as the statistics vector: [mean |
  * unbiased variance] a norm) is overwritten. (A norm has one use: graph.h.) */
 CHECK_RESULT status net_exec_forward_train(net_exec *e, int lane, const float *params,
@@ -64,6 +67,13 @@ CHECK_RESULT status net_exec_backward(net_exec *e, int lane, const float *params
 /* Adds nothing: writes the ring and direct conv gradients of the lane's last backward into
  * `grad`. Inside run_lanes (one thread) or outside (all), same bits. */
 CHECK_RESULT status net_exec_reduce(net_exec *e, int lane, float *grad);
+
+/* After a training pass whose loss or gradient was not finite: finds where that began. The forward
+ * pass is run again on the lane's input, node by node, then the backward pass; the first node that
+ * makes a value that is not finite is named ("layer1.0.bn1, forward"), or the parameter that holds
+ * one before ("parameter fc.weight"). "" where all is finite. Slow: for the last words of a run. */
+CHECK_RESULT status net_exec_blame(net_exec *e, int lane, const float *params, float *stats,
+                                   float *grad, char *ret_where, size_t size, errbuf *err);
 
 /* The weights handle, for reports and tests. */
 backend_weights *net_exec_weights(net_exec *e);

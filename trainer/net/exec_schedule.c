@@ -22,6 +22,7 @@ typedef struct planner {
     contributions *grads; /* by tensor */
     int *readers;         /* by tensor */
     bool *is_output;      /* by tensor */
+    bool in_place;        /* BN's backward may write over what it reads */
 } planner;
 
 static status out_of_memory(errbuf *err)
@@ -127,6 +128,8 @@ static status merge_contributions(planner *p, int node, int tensor, int most, er
 /* A BN may leave dx in its input's buffer when nothing else will read that buffer again. */
 static bool may_overwrite_input(const planner *p, int tensor)
 {
+    if (!p->in_place)
+        return false;
     int producer = p->net->tensor[tensor].producer;
     if (producer < 0 || p->readers[tensor] != 1 || p->is_output[tensor])
         return false;
@@ -146,7 +149,7 @@ static status backward_bn(planner *p, int i, errbuf *err)
         s->dy2 = swap;
     }
     s->dz = s->dy1;
-    if (p->shared[s->dy1])
+    if (p->shared[s->dy1] || !p->in_place)
         TRY(new_item(p, tensor_bytes(p, n->output), time, &s->dz, err));
     touch(p, s->x, time);
     if (n->bn.relu)
@@ -264,6 +267,7 @@ status exec_schedule_create(const net *n, const exec_sizes *sizes, bool training
 {
     exec_schedule s = {0};
     planner p = {.net = n, .sizes = sizes, .s = &s};
+    p.in_place = !sizes->be || sizes->be->ops->bn_in_place;
     size_t tensors = (size_t)n->tensors;
     s.steps = calloc((size_t)n->nodes, sizeof *s.steps);
     s.tensor_item = calloc(tensors, sizeof *s.tensor_item);

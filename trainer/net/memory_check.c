@@ -107,10 +107,10 @@ uint64_t memory_available(const char *root)
 
 #define BEYOND_COUNTING 0x1p60 /* bytes that nothing has, and that size_t still counts */
 
-int memory_lanes(const spec *s)
+int memory_lanes(const spec *s, bool on_device)
 {
     const int64_t shards = s->train.batch / s->train.shard / s->resources.workers;
-    if (!s->train.exact)
+    if (!s->train.exact || on_device)
         return 1;
     return (int)(shards < s->resources.threads ? shards : s->resources.threads);
 }
@@ -193,9 +193,13 @@ static status add_net(const net *n, const memory_run *run, int lanes, memory_nee
 status memory_estimate(const net *n, const memory_run *run, memory_need *ret, errbuf *err)
 {
     memory_need need = {0};
-    const int lanes = memory_lanes(run->spec);
-    add_params(n, run, lanes, &need);
-    TRY(add_net(n, run, lanes, &need, err));
+    const int lanes = memory_lanes(run->spec, run->on_device);
+    if (run->on_device) /* of the host: copies for checkpoints, and images */
+        need.part[MEMORY_PARAMS] = 8.0 * (double)(n->param_elements + n->running_elements);
+    else
+        add_params(n, run, lanes, &need);
+    if (!run->on_device)
+        TRY(add_net(n, run, lanes, &need, err));
     need.part[MEMORY_LOADERS] =
         loader_bytes(run, lanes, run->train_images) + loader_bytes(run, lanes, run->eval_images);
     for (int i = 0; i < MEMORY_PARTS; i++)
@@ -215,9 +219,11 @@ status memory_estimate(const net *n, const memory_run *run, memory_need *ret, er
 /* ---- the judgement ---- */
 
 /* "<what>: lower <field>" of a part. */
-static void explain(memory_part part, bool is_ring, const spec *s, char *text, size_t size)
+static void explain(memory_part part, bool is_ring, const memory_run *run, char *text, size_t size)
 {
-    const bool is_side_by_side = memory_lanes(s) > 1;
+    const spec *s = run->spec;
+    const int lanes = memory_lanes(s, run->on_device);
+    const bool is_side_by_side = lanes > 1;
     const bool is_whole = s->train.shard * s->resources.workers == s->train.batch;
     const char *const shard = is_whole          ? "train.batch or train.shard"
                               : is_side_by_side ? "train.shard or resources.threads"
@@ -235,8 +241,7 @@ static void explain(memory_part part, bool is_ring, const spec *s, char *text, s
                  s->rpg.scope != SCOPE_NONE ? "generated" : "the network's");
         return;
     case MEMORY_LANES:
-        snprintf(text, size, "gradients of %d shards side by side: lower resources.threads",
-                 memory_lanes(s));
+        snprintf(text, size, "gradients of %d shards side by side: lower resources.threads", lanes);
         return;
     case MEMORY_ACTIVATIONS:
         snprintf(text, size, "activations of shards of %" PRId64 " images: lower %s",
@@ -257,7 +262,7 @@ status memory_judge(const memory_need *need, const memory_run *run, uint64_t ava
     for (int i = 1; i < MEMORY_PARTS; i++)
         if (need->part[i] > need->part[part])
             part = i;
-    explain((memory_part)part, need->is_ring, run->spec, largest, sizeof largest);
+    explain((memory_part)part, need->is_ring, run, largest, sizeof largest);
     if (run->ranks > 1)
         snprintf(ranks, sizeof ranks, " for %d ranks", run->ranks);
     return errbuf_set(err, STATUS_BAD_INPUT,

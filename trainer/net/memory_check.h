@@ -16,6 +16,7 @@
 typedef struct memory_run {
     const spec *spec; /* resolved */
     bool training;    /* false: evaluation, with neither gradients nor optimiser state */
+    bool on_device;   /* weights and activations lie in a device's own memory */
     bool is_rank_0;   /* keeps host copies of what a checkpoint holds */
     int ranks;        /* of the run on this host */
     /* shards that a loader makes ahead at least, and images of the sets that there are loaders for;
@@ -59,7 +60,7 @@ CHECK_RESULT status memory_check_net(const net *n, const memory_run *run, errbuf
  * system does not say. `root` is "" or, for tests, a folder that holds proc/ and sys/. */
 uint64_t memory_available(const char *root);
 
-/* Shards of a rank that run side by side (DESIGN, Determinism 2). */
-int memory_lanes(const spec *s);
+/* Shards of a rank that run side by side (DESIGN, Determinism 2): on the CPU only. */
+int memory_lanes(const spec *s, bool on_device);
 
 #endif
