@@ -129,6 +129,7 @@ typedef struct bn_desc {
     float eps;
     bool relu;     /* y = max(0, .) */
     bool residual; /* y = relu(bn(x) + residual) */
+    int gradients; /* that backward will be given: 1, 2 (dy2), -1 = no backward, 0 = not known */
 } bn_desc;
 
 /* ---- pooling ---- */
@@ -344,8 +345,9 @@ typedef struct backend_ops {
                                            const float *running, float *y);
     /* dz = (dy1 + dy2) masked by y > 0 where relu (dy2 may be NULL). dz is written: it is the
      * gradient of the residual input, and may be dy1 itself. dx = BN backward of dz; dx may be dy2
-     * or x, never dz. dgamma, dbeta: [C]. Without bn_in_place no two of them overlap; the mask is
-     * the one of the object's last bn_forward_train. */
+     * or x, never dz. dgamma, dbeta: [C]. Without bn_in_place no two of them overlap, the mask is
+     * the one of the object's last bn_forward_train, and where there is no residual nobody needs
+     * dz: it may be NULL, else it is left undefined. */
     CHECK_RESULT status (*bn_backward)(backend_bn *b, const float *x, const float *y,
                                        const float *gamma, const float *saved, const float *dy1,
                                        const float *dy2, float *dz, float *dx, float *dgamma,

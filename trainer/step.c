@@ -249,6 +249,11 @@ static status copy_state(stepper *s, bool up, const stepper_state *state, errbuf
     return copy_floats(s, up, s->momentum, state->momentum, s->params, err);
 }
 
+void stepper_count_from(stepper *s, int64_t step)
+{
+    s->number = step - (int64_t)s->train.launched;
+}
+
 status stepper_upload(stepper *s, const stepper_state *state, errbuf *err)
 {
     return copy_state(s, true, state, err);

@@ -53,6 +53,9 @@ CHECK_RESULT status stepper_create(const stepper_options *options, stepper **ret
 CHECK_RESULT status stepper_connect(stepper *s, errbuf *err);
 void stepper_destroy(stepper **s);
 
+/* The number of the next step within the run, for messages; 0 where it is not told. */
+void stepper_count_from(stepper *s, int64_t step);
+
 /* Copies the state from or to host arrays (param_elements, running_elements, param_elements). */
 CHECK_RESULT status stepper_upload(stepper *s, const stepper_state *state, errbuf *err);
 CHECK_RESULT status stepper_download(stepper *s, const stepper_state *state, errbuf *err);

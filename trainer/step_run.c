@@ -258,16 +258,19 @@ static status own_failure(stepper *s, uint64_t step, const step_output *out, err
     for (int k = s->shards_local - 1; k >= 0; k--)
         if (!isfinite(sums[k].loss))
             loss = sums[k].loss;
+    const long long number = s->number + (long long)step;
     if (out->failures & STEP_LOSS)
         return errbuf_set(err, STATUS_NUMERICAL,
-                          "the loss is not finite (%g)%s: lower train.lr or add train.warmup", loss,
-                          origin);
+                          "step %lld: the loss is not finite (%g)%s: lower train.lr or add "
+                          "train.warmup",
+                          number, loss, origin);
     if (out->failures & STEP_REFUSED)
         return errbuf_set(err, STATUS_NUMERICAL,
-                          "a gradient is not finite or at least %g%s: lower train.lr",
-                          (double)EXACT_LIMIT, origin);
+                          "step %lld: a gradient is not finite or at least %g%s: lower train.lr",
+                          number, (double)EXACT_LIMIT, origin);
     return errbuf_set(err, STATUS_NUMERICAL,
-                      "a gradient is not finite%s: lower train.lr or add train.warmup", origin);
+                      "step %lld: a gradient is not finite%s: lower train.lr or add train.warmup",
+                      number, origin);
 }
 
 /* Looks at the outcome of the steps before `end`, which are done. */

@@ -95,6 +95,7 @@ static status load_state(train_run *run, const resume *r, errbuf *err)
             run->folder.next_seq = run->state.next_seq;
     }
     run->first_step = run->state.step;
+    stepper_count_from(run->s.step, run->first_step);
     status st = stepper_upload(run->s.step, &run->host, err);
     if (run->comm->rank != 0) /* rank 0 needs them for checkpoints */
         free_host_state(run);

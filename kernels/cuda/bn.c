@@ -59,10 +59,13 @@ static status create_ops(backend_bn *b, errbuf *err)
     if (!b->be->dnn)
         return STATUS_OK;
     TRY(create_op(b, DNN_BN_FORWARD, false, &b->forward, err));
-    if (b->d.relu && !b->forward)
+    if (b->d.gradients < 0 || (b->d.relu && !b->forward))
         return STATUS_OK;
-    TRY(create_op(b, DNN_BN_BACKWARD, false, &b->backward[0], err));
-    return create_op(b, DNN_BN_BACKWARD, true, &b->backward[1], err);
+    if (b->d.gradients != 2)
+        TRY(create_op(b, DNN_BN_BACKWARD, false, &b->backward[0], err));
+    if (b->d.gradients != 1)
+        TRY(create_op(b, DNN_BN_BACKWARD, true, &b->backward[1], err));
+    return STATUS_OK;
 }
 
 static size_t vector_pitch(const backend_bn *b)
@@ -91,7 +94,9 @@ static void release_rest(backend_bn *b)
         dnn_op_destroy(&b->forward);
     for (int two = 0; two < 2 && b->sides != BN_CUDNN; two++)
         dnn_op_destroy(&b->backward[two]);
-    if (b->forward && b->backward[0] && b->backward[1]) {
+    const bool has_one = b->backward[0] || b->d.gradients == 2 || b->d.gradients < 0;
+    const bool has_two = b->backward[1] || b->d.gradients == 1 || b->d.gradients < 0;
+    if (b->forward && has_one && has_two) {
         cuda_release(&b->be->base, b->partial);
         b->partial = NULL;
     }
@@ -220,7 +225,7 @@ static status backward_dnn(backend_bn *b, dnn_op *op, const bn_gradient *a)
     float *gamma = aligned(b, a->gamma, BN_GAMMA), *mean = aligned(b, a->saved, BN_MEAN);
     float *inverse = aligned(b, inverse_saved, BN_INVERSE);
     float *dgamma = aligned(b, a->dgamma, BN_DGAMMA), *dbeta = aligned(b, a->dbeta, BN_DBETA);
-    const bool writes_dz = b->d.relu || a->dy2;
+    const bool writes_dz = b->d.residual && (b->d.relu || a->dy2);
     bn_copies in = {0}, out = {0};
     pointer_list l = {0};
     bool copies = add_copy(&in, 0, a->gamma, gamma);
@@ -247,7 +252,7 @@ static status backward_dnn(backend_bn *b, dnn_op *op, const bn_gradient *a)
     copies |= add_copy(&out, 1, dbeta, a->dbeta);
     if (copies)
         TRY(bn_run_copies(b->be, &b->layout, &out));
-    if (writes_dz || a->dz == a->dy1)
+    if (writes_dz || !b->d.residual || a->dz == a->dy1)
         return STATUS_OK;
     return cuda_copy(&b->be->base, a->dz, a->dy1,
                      (size_t)shape_elements(b->d.x) * cuda_element(b->be));
@@ -311,10 +316,11 @@ status cuda_bn_backward(backend_bn *b, const float *x, const float *y, const flo
                            .relu = b->d.relu,
                            .gamma = gamma,
                            .saved = saved,
-                           .dz = dz,
+                           .dz = dz ? dz : dx, /* read again only by who writes dx there */
                            .dx = dx,
                            .dgamma = dgamma,
                            .dbeta = dbeta,
                            .partial = b->partial};
+    ASSERT(dz || !b->d.residual);
     return op ? backward_dnn(b, op, &a) : bn_run_backward(b->be, &b->layout, &a);
 }

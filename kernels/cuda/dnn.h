@@ -81,7 +81,7 @@ typedef enum dnn_bn_kind {
      * the mask (1 bit an element, dnn_mask_bytes) where desc->relu */
     DNN_BN_FORWARD,
     /* x, gamma, mean, inverse deviation, dy1, [dy2,] [mask,] [dz,] dx, dgamma, dbeta : dz =
-     * (dy1 + dy2) * mask is written where desc->relu or there is a dy2 */
+     * (dy1 + dy2) * mask is written where desc->residual, and desc->relu or there is a dy2 */
     DNN_BN_BACKWARD,
 } dnn_bn_kind;
 

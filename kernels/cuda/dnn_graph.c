@@ -354,7 +354,7 @@ static void bn_backward(dnn_graph *g, const bn_desc *b, bool two, cudnnDataType_
     descriptor dz = tensor(g, b->x, t, GIVEN); /* dy1 so far */
     descriptor second = two ? tensor(g, b->x, t, GIVEN) : NULL;
     descriptor mask = b->relu ? tensor(g, b->x, CUDNN_DATA_BOOLEAN, GIVEN) : NULL;
-    descriptor out = two || mask ? tensor(g, b->x, t, GIVEN) : NULL;
+    descriptor out = two || mask ? tensor(g, b->x, t, b->residual ? GIVEN : VIRTUAL) : NULL;
     if (two) {
         descriptor sum = mask ? tensor(g, b->x, t, VIRTUAL) : out;
         pointwise(g, CUDNN_POINTWISE_ADD, dz, second, sum);
@@ -388,7 +388,6 @@ status dnn_graph_bn(const dnn *d, dnn_bn_kind kind, const bn_desc *desc, bool tw
         bn_key(d, "forward", &b, false, type, g);
         bn_forward(g, &b, data_type(type));
     } else {
-        b.residual = false; /* dz serves it, and is written anyway */
         bn_key(d, "backward", &b, two_gradients, type, g);
         bn_backward(g, &b, two_gradients, data_type(type));
     }

@@ -206,7 +206,7 @@ static void make_unit(bench *b, unit *u)
     bool second = false;
     for (int block = 0; block < 8; block++)
         second = second || &b->unit[b->conv2[block]] == u;
-    bn_desc bn = {y, 1e-5f, !shortcut, second};
+    bn_desc bn = {y, 1e-5f, !shortcut, second, 0};
     must(b->be->ops->bn_create(b->be, 0, &bn, &u->bn, &err), &err);
     u->conv_out = new_tensor(b, y, LAYOUT_NATIVE);
     u->out = new_tensor(b, y, LAYOUT_NATIVE);

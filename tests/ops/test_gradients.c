@@ -180,9 +180,9 @@ static double bn_value(void *ctx)
 }
 
 static const bn_desc norms[] = {
-    {{4, 3, 5, 5}, 1e-5f, false, false}, {{4, 3, 5, 5}, 1e-5f, true, false},
-    {{4, 3, 5, 5}, 1e-5f, true, true},   {{3, 5, 4, 3}, 1e-5f, false, true},
-    {{9, 2, 1, 1}, 1e-5f, true, true},
+    {{4, 3, 5, 5}, 1e-5f, false, false, 0}, {{4, 3, 5, 5}, 1e-5f, true, false, 0},
+    {{4, 3, 5, 5}, 1e-5f, true, true, 0},   {{3, 5, 4, 3}, 1e-5f, false, true, 0},
+    {{9, 2, 1, 1}, 1e-5f, true, true, 0},
 };
 
 /* dy1 + dy2 = r; r is split where `split`. */

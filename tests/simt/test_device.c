@@ -167,7 +167,7 @@ static status layers_create(layers *l, const ring_map *map, errbuf *err)
     const backend_ops *ops = l->be->ops;
     const kernel_shape kernel = {8, 8, 3, 3};
     const weight_source source = {.map = map};
-    const bn_desc bn = {input, 1e-5f, true, true};
+    const bn_desc bn = {input, 1e-5f, true, true, 0};
     const pool_desc pool = {.kind = POOL_MAX, .x = input, .kernel = 3, .stride = 2, .pad = 1};
     const pool_desc average = {.kind = POOL_GLOBAL_AVG, .x = input};
     const fc_desc fc = {2, 8, 10};

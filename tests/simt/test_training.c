@@ -102,9 +102,9 @@ static void check_close(const outcome *a, const outcome *b, double tolerance)
 static const struct way {
     const char *exact, *shard, *augment, *index;
 } ways[] = {
-    {"train.exact=false", "train.shard=8", "data.augment=crop", "rpg.index=even"},
-    {"train.exact=false", "train.shard=4", "data.augment=none", "rpg.index=tile"},
     {"train.exact=true", "train.shard=4", "data.augment=crop", "rpg.index=even"},
+    {"train.exact=false", "train.shard=4", "data.augment=none", "rpg.index=tile"},
+    {"train.exact=false", "train.shard=8", "data.augment=crop", "rpg.index=even"},
     {"train.exact=false", "train.shard=8", "data.augment=rrc", "rpg.index=random"},
 };
 #define SETS(w) (w)->exact, (w)->shard, (w)->augment, (w)->index, "data.eval_count=21"
@@ -281,7 +281,7 @@ int main(void)
         int times;
     } tests[] = {
         {agrees_with_reference, "reference", count}, {bf16_trains, "bf16", 1},
-        {graphs_change_no_bits, "graphs", count},    {feeds_agree, "feeds", 1},
+        {graphs_change_no_bits, "graphs", 2},        {feeds_agree, "feeds", 1},
         {nothing_is_allocated, "allocations", 2},    {stop_takes_two_steps, "stop", 1},
         {failure_names_the_layer, "failure", 2},     {device_memory_runs_out, "memory", 1},
     };

@@ -96,6 +96,18 @@ static status create_weights(net_exec *e, errbuf *err)
     return st;
 }
 
+/* In how many parts the gradient of a tensor reaches its producer, if that takes two. */
+static int gradients_of(const net *n, int tensor)
+{
+    int readers = 0;
+    for (int i = 0; i < n->nodes; i++)
+        for (int k = 0; k < n->node[i].inputs; k++)
+            readers += n->node[i].input[k] == tensor;
+    for (int i = 0; i < n->outputs; i++)
+        readers += n->output[i] == tensor;
+    return readers > 1 ? 2 : 1;
+}
+
 static status create_op(net_exec *e, int lane, int i, errbuf *err)
 {
     const net_node *node = &e->net->node[i];
@@ -117,6 +129,7 @@ static status create_op(net_exec *e, int lane, int i, errbuf *err)
     case NODE_BN: {
         bn_desc d = node->bn;
         d.x.n = batch;
+        d.gradients = e->options.training ? gradients_of(e->net, node->output) : -1;
         return ops->bn_create(e->be, lane, &d, &op->bn, err);
     }
     case NODE_POOL: {

@@ -149,7 +149,9 @@ static status backward_bn(planner *p, int i, errbuf *err)
         s->dy2 = swap;
     }
     s->dz = s->dy1;
-    if (p->shared[s->dy1] || !p->in_place)
+    if (!p->in_place && n->inputs == 1)
+        s->dz = NO_ITEM; /* nobody reads it */
+    else if (p->shared[s->dy1] || !p->in_place)
         TRY(new_item(p, tensor_bytes(p, n->output), time, &s->dz, err));
     touch(p, s->x, time);
     if (n->bn.relu)
