@@ -382,6 +382,8 @@ typedef struct backend_ops {
                                     int valid, float scale, float *dlogits, loss_sums *sums);
 
     /* -- images (NULL where host_memory: images come packed) -- */
+    /* Both leave images and labels alone where c->halted: those of the failed step can be looked
+     * at. */
     /* `rows` images of a set into `to` (LAYOUT_IMAGE, tensor_bytes of {rows, 3, size, size}) and
      * their labels: places in.first + row + i of epoch in.epoch; places at or after `end` become
      * zeros with label -1. */
@@ -443,6 +445,9 @@ const backend_ops *backend_find(const char *name); /* NULL = not built in */
 const backend_ops *const *backend_list(void);      /* NULL-ended, best first */
 /* The backend that a name means here: "auto" = the first available one. */
 CHECK_RESULT status backend_choose(const char *name, const backend_ops **ret_ops, errbuf *err);
+/* STATUS_BAD_INPUT, naming train.precision, where the backend does not know it. */
+CHECK_RESULT status backend_check_compute(const backend_ops *ops, compute_type compute,
+                                          errbuf *err);
 /* Name "auto" = the first available one. Opens it, or says which there are. */
 CHECK_RESULT status backend_open(const char *name, const backend_options *options, backend **ret_be,
                                  errbuf *err);

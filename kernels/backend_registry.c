@@ -111,7 +111,7 @@ static status require_core(const backend_ops *ops, errbuf *err)
     return STATUS_OK;
 }
 
-static status require_compute(const backend_ops *ops, compute_type compute, errbuf *err)
+status backend_check_compute(const backend_ops *ops, compute_type compute, errbuf *err)
 {
     static const char *const names[] = {"fp32", "tf32", "bf16"};
     if (ops->computes >> compute & 1)
@@ -127,6 +127,6 @@ status backend_open(const char *name, const backend_options *options, backend **
     const backend_ops *ops = NULL;
     TRY(backend_choose(name, &ops, err));
     TRY(require_core(ops, err));
-    TRY(require_compute(ops, options->compute, err));
+    TRY(backend_check_compute(ops, options->compute, err));
     return ops->open(options, ret_be, err);
 }

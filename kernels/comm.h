@@ -1,6 +1,6 @@
 /*
  * Collectives among the ranks of a gang: `self` (a world of one, no library called), `mpi` (host
- * buffers); a device backend adds its own.
+ * buffers). For memory of a device: comm_device.h.
  *
  * Counts are elements. Every call is collective: all ranks, same order, same counts. Reductions
  * are deterministic: the sum of rank contributions is taken in a fixed binary tree over ranks,

@@ -9,7 +9,7 @@
  * Counts are elements. The same bits on every rank; fixed order as comm.h promises, but for
  * all_reduce_float of nccl, whose algorithm and protocol are part of the plan.
  *
- * A lost peer. While the host waits it calls comm_device_check now and then: STATUS_ENVIRONMENT
+ * A lost peer. While the host waits it calls `check` now and then: STATUS_ENVIRONMENT
  * with a line that names the silent rank once it has been silent too long (RINGMASTER_PEER_TIMEOUT
  * seconds, 300 by default) or the line of a rank that gave up, or the library reports an error.
  * After that only abandon and close are allowed, and host->lost is set: the ranks cannot meet any

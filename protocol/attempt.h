@@ -25,7 +25,9 @@ typedef struct attempt_rank {
     int local_rank; /* 0, 1, … within its host */
     int *core;      /* cores to be pinned to, ascending; none = not pinned */
     int cores;
-    int device; /* of the host; -1 = a CPU seat (absent or null in the file) */
+    int device; /* ordinal among those that the rank sees: the host's, unless
+                   CUDA_VISIBLE_DEVICES narrows them; -1 = a CPU seat (absent or null in the file)
+                 */
 } attempt_rank;
 
 typedef struct attempt_file {

@@ -146,7 +146,9 @@ static void print_json(const session *s, const bench *b, double ms)
     cJSON *all = cJSON_AddArrayToObject(o, "steps_ms");
     for (int i = 0; i < b->steps; i++)
         cJSON_AddItemToArray(all, cJSON_CreateNumber(b->step_ms[i]));
-    cJSON *p = cJSON_AddObjectToObject(o, "phases_ms");
+    cJSON_AddBoolToObject(o, "replayed", stepper_is_replayed(s->step));
+    /* replayed steps have no phases that the host could time */
+    cJSON *p = stepper_is_replayed(s->step) ? NULL : cJSON_AddObjectToObject(o, "phases_ms");
     for (int i = 0; i < 6; i++)
         cJSON_AddNumberToObject(p, phase_names[i], phases[i]);
     cJSON_AddNumberToObject(o, "start_to_first_step_s", b->start_to_first_step);
@@ -173,7 +175,7 @@ static void print_table(const session *s, const bench *b, double ms)
            s->spec.name, 1e3 * (double)s->spec.train.batch / ms, ms, (long long)s->spec.train.batch,
            b->steps, s->comm->size, s->comm->size == 1 ? "" : "s", s->threads,
            s->threads == 1 ? "" : "s");
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 6 && !stepper_is_replayed(s->step); i++)
         printf("  %-12s %9.2f ms  %5.1f %%\n", phase_names[i], phases[i], 100 * phases[i] / ms);
     printf("  start to the first step: %.2f s, to its end: %.2f s\n", b->start_to_first_step,
            b->start_to_first_step_done);

@@ -4,9 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PACKED_MIN_DEPTH 4
-#define STAGED_STEPS     2                   /* of shards that the loader makes ahead */
-#define RESIDENT_MAX     ((int64_t)16 << 30) /* bytes of a set that is kept on the device */
+#define STAGED_STEPS 2                   /* of shards that the loader makes ahead */
+#define RESIDENT_MAX ((int64_t)16 << 30) /* bytes of a set that is kept on the device */
 
 typedef enum kind {
     PACKED,
@@ -124,6 +123,14 @@ cleanup:
     return st;
 }
 
+static void release_set(feed *f)
+{
+    f->o.be->ops->release(f->o.be, f->pixels);
+    f->o.be->ops->release(f->o.be, f->set_labels);
+    f->pixels = NULL;
+    f->set_labels = NULL;
+}
+
 static status make_staging(feed *f, errbuf *err)
 {
     const size_t images = FEED_SLOTS * (size_t)f->rows * f->image_bytes;
@@ -139,8 +146,8 @@ static status make_loader(feed *f, errbuf *err)
     loader_options o = f->o.loader;
     o.bytes = f->kind == STAGED;
     o.depth = f->kind == STAGED ? STAGED_STEPS * f->shards : 2 * f->o.lanes;
-    if (o.depth < PACKED_MIN_DEPTH)
-        o.depth = PACKED_MIN_DEPTH;
+    if (o.depth < FEED_MIN_DEPTH)
+        o.depth = FEED_MIN_DEPTH;
     return loader_create(&o, &f->loader, err);
 }
 
@@ -155,10 +162,14 @@ static status build(feed *f, errbuf *err)
     }
     TRY(upload_levels(f, err));
     TRY(device_alloc(f, (size_t)f->rows * sizeof *f->labels, &f->labels, err));
+    f->steps = loader_count(o).steps;
     if (f->kind == RESIDENT) {
-        loader_numbers numbers = loader_count(o);
-        f->steps = numbers.steps;
-        return upload_set(f, err);
+        errbuf full = {0};
+        status st = upload_set(f, &full);
+        if (st != STATUS_OUT_OF_MEMORY)
+            return st == STATUS_OK ? st : errbuf_set(err, st, "%s", full.text);
+        release_set(f); /* the same images can be brought step by step */
+        f->kind = STAGED;
     }
     TRY(make_staging(f, err));
     return make_loader(f, err);
@@ -212,11 +223,6 @@ const char *feed_kind(const feed *f)
 {
     static const char *const names[] = {"packed", "staged", "resident"};
     return names[f->kind];
-}
-
-int feed_shards_a_step(const feed *f)
-{
-    return f->shards;
 }
 
 int64_t feed_shards(const feed *f)

@@ -18,6 +18,9 @@
 
 /* Steps whose staged images may be on their way or in use at a time. */
 #define FEED_SLOTS 2
+/* Shards that a loader makes ahead at least; on the host twice as many as there are lanes, for a
+ * device those of two steps. */
+#define FEED_MIN_DEPTH 4
 
 typedef struct feed feed;
 
@@ -36,8 +39,6 @@ int64_t feed_shards(const feed *f);
 double feed_waited(const feed *f);
 /* "packed", "staged", "resident" */
 const char *feed_kind(const feed *f);
-/* Shards that feed_bring brings at a time: of a step of this rank, or one in evaluation. */
-int feed_shards_a_step(const feed *f);
 
 /* Packed: takes the next shard for a lane; *ret_skipped of its samples were replaced. Released
  * before the lane takes another. */

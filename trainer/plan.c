@@ -179,12 +179,13 @@ void plan_cache_folder(char *path, size_t size)
 {
     const char *given = getenv("RINGMASTER_CACHE"), *xdg = getenv("XDG_CACHE_HOME");
     const char *home = getenv("HOME");
+    int length = -1;
     if (given)
-        snprintf(path, size, "%s", given);
+        length = snprintf(path, size, "%s", given);
     else if (xdg && xdg[0] == '/')
-        snprintf(path, size, "%s/ringmaster/plans", xdg);
+        length = snprintf(path, size, "%s/ringmaster/plans", xdg);
     else if (home && home[0] == '/')
-        snprintf(path, size, "%s/.cache/ringmaster/plans", home);
-    else
+        length = snprintf(path, size, "%s/.cache/ringmaster/plans", home);
+    if (length < 0 || (size_t)length >= size)
         path[0] = '\0';
 }

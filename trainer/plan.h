@@ -36,7 +36,8 @@ CHECK_RESULT status plan_share(comm *c, char **text, errbuf *err);
 #define PLAN_CACHE_PATH_MAX 4096
 
 /* The folder in which backends keep compiled plans, between runs: $RINGMASTER_CACHE, else
- * ringmaster/plans in $XDG_CACHE_HOME or ~/.cache. "" where there is none. Not created. */
+ * ringmaster/plans in $XDG_CACHE_HOME or ~/.cache. "" where there is none or its name is too long.
+ * Not created. */
 void plan_cache_folder(char *path, size_t size);
 
 #endif

@@ -15,7 +15,6 @@
 
 #define EXACT_MAX_SHARDS    64
 #define EXACT_DEFAULT_SHARD 32
-#define LOADER_MIN_DEPTH    4 /* feed.c's */
 
 /* ---- resolving ---- */
 
@@ -209,6 +208,9 @@ static status create_feeds(session *s, errbuf *err)
 /* The backend that the spec and the seat mean. */
 static status choose_backend(const session *s, const backend_ops **ret_ops, errbuf *err)
 {
+    if (s->spec.backend.name == BACKEND_CUDA && s->seat == SEAT_CPU)
+        return errbuf_set(err, STATUS_BAD_INPUT,
+                          "backend.name is cuda, but the seats of this attempt are CPU cores");
     if (s->spec.backend.name == BACKEND_AUTO && s->seat == SEAT_CPU)
         for (const backend_ops *const *b = backend_list(); *b; b++)
             if ((*b)->host_memory && (*b)->available()) {
@@ -219,6 +221,16 @@ static status choose_backend(const session *s, const backend_ops **ret_ops, errb
                           err);
 }
 
+static compute_type compute_of(const spec *s)
+{
+    static const compute_type compute[] = {
+        [PRECISION_FP32] = COMPUTE_FP32,
+        [PRECISION_TF32] = COMPUTE_TF32,
+        [PRECISION_BF16] = COMPUTE_BF16,
+    };
+    return compute[s->train.precision];
+}
+
 static status open_backend(session *s, const char *plan, bool tune, errbuf *err)
 {
     const backend_ops *ops = NULL;
@@ -226,11 +238,6 @@ static status open_backend(session *s, const char *plan, bool tune, errbuf *err)
     cJSON *json = NULL;
     if (plan)
         TRY(json_parse(plan, strlen(plan), "plan", &json, err));
-    static const compute_type compute[] = {
-        [PRECISION_FP32] = COMPUTE_FP32,
-        [PRECISION_TF32] = COMPUTE_TF32,
-        [PRECISION_BF16] = COMPUTE_BF16,
-    };
     const spec *sp = &s->spec;
     char cache[PLAN_CACHE_PATH_MAX];
     plan_cache_folder(cache, sizeof cache);
@@ -243,7 +250,7 @@ static status open_backend(session *s, const char *plan, bool tune, errbuf *err)
         .share_devices = s->seat != SEAT_DEVICE,
         .tune = tune,
         .plan = json,
-        .compute = compute[sp->train.precision],
+        .compute = compute_of(sp),
         .cache = cache[0] ? cache : NULL,
     };
     status st = backend_open(ops->name, &options, &s->be, err);
@@ -316,7 +323,10 @@ status session_open_net(session *s, errbuf *err)
 {
     dataset_info eval = {0};
     const backend_ops *ops = NULL;
-    TRY(comm_agree(s->comm, choose_backend(s, &ops, err), err));
+    status chosen = choose_backend(s, &ops, err);
+    if (chosen == STATUS_OK)
+        chosen = backend_check_compute(ops, compute_of(&s->spec), err);
+    TRY(comm_agree(s->comm, chosen, err));
     if (s->eval_set)
         dataset_describe(s->eval_set, &eval);
     memory_run run = {
@@ -325,7 +335,7 @@ status session_open_net(session *s, errbuf *err)
         .on_device = !ops->host_memory,
         .is_rank_0 = s->comm->rank == 0,
         .ranks = s->comm->local_size,
-        .loader_depth = LOADER_MIN_DEPTH,
+        .loader_depth = FEED_MIN_DEPTH,
         .train_images = s->steps_per_epoch * s->spec.train.batch,
         .eval_images = eval.count,
     };

@@ -105,7 +105,7 @@ status stepper_connect(stepper *s, errbuf *err)
 {
     if (!s->o.training)
         return STATUS_OK;
-    TRY(open_reduce(s, err));
+    TRY(comm_agree(s->o.comm, open_reduce(s, err), err));
     s->train_segment[0] = (step_segment){step_gradient_segment, true};
     s->train_segment[1] = (step_segment){step_reduce_segment, s->reduce->ops->records};
     s->train_segment[2] = (step_segment){step_update_segment, true};
@@ -128,7 +128,10 @@ status stepper_connect(stepper *s, errbuf *err)
     if (s->o.be->ops->host_memory)
         return STATUS_OK;
     /* From here on ranks work in step: one that does not come any more is found out. */
-    return comm_agree(s->o.comm, comm_wait_timeout(&s->o.comm->patience, err), err);
+    double patience = 0;
+    TRY(comm_agree(s->o.comm, comm_wait_timeout(&patience, err), err));
+    s->o.comm->patience = patience;
+    return STATUS_OK;
 }
 
 static status build_stepper(stepper *s, errbuf *err)
@@ -183,12 +186,13 @@ static void drop_graphs(void *ctx)
 static void close_programs(stepper *s)
 {
     errbuf ignored = {0};
-    if (s->lost && s->reduce)
-        s->o.be->dead |= !s->reduce->ops->abandon(s->reduce, drop_graphs, s);
     if (!s->lost && s->train.be)
         s->lost = step_program_wait(&s->train, s->train.launched, &ignored) != STATUS_OK;
     if (!s->lost && s->eval.be)
         s->lost = step_program_wait(&s->eval, s->eval.launched, &ignored) != STATUS_OK;
+    s->lost |= s->o.comm->lost;
+    if (s->lost && s->reduce)
+        s->o.be->dead |= !s->reduce->ops->abandon(s->reduce, drop_graphs, s);
     step_program_fini(&s->train);
     step_program_fini(&s->eval);
     comm_device_close(&s->reduce);
@@ -265,6 +269,11 @@ status stepper_download(stepper *s, const stepper_state *state, errbuf *err)
 }
 
 /* ---- what others ask ---- */
+
+bool stepper_is_replayed(const stepper *s)
+{
+    return s->train.replays;
+}
 
 int64_t stepper_wire_floats(const stepper *s)
 {

@@ -84,6 +84,8 @@ CHECK_RESULT status stepper_evaluate(stepper *s, feed *f, sample_sums *ret_sums,
                                      void (*report)(void *ctx, int64_t done, int64_t total),
                                      void *ctx, errbuf *err);
 
+/* Whether steps are replayed from graphs. */
+bool stepper_is_replayed(const stepper *s);
 /* Floats that a step all-reduces, the control word left out (FORMATS 8). */
 int64_t stepper_wire_floats(const stepper *s);
 net_exec *stepper_exec(stepper *s);

@@ -48,11 +48,11 @@ struct stepper {
 
     step_program train, eval;
     step_segment train_segment[3], eval_segment[1];
-    const step_control *control; /* of the program that runs */
-    const feed *eval_feed;       /* whose addresses eval's graph holds */
-    int eval_lanes;              /* of the round that runs */
-    int64_t number;              /* of the step that was launched first, within the run */
-    uint64_t judged;             /* training steps whose outcome was looked at */
+    const step_control *control;  /* of the program that runs */
+    feed *train_feed, *eval_feed; /* whose addresses the graphs hold */
+    int eval_lanes;               /* of the round that runs */
+    int64_t number;               /* of the step that was launched first, within the run */
+    uint64_t judged;              /* training steps whose outcome was looked at */
     bool has_stop;
     uint64_t stop_step; /* the first one whose word asks to stop */
     bool lost;          /* a peer or the device: nothing can be waited for */

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "kernels/comm_wait.h"
+#include "protocol/log.h"
 #include "trainer/clock.h"
 
 #define EAGER_POLLS    2000  /* of an event before the host sleeps between them */
@@ -46,9 +48,10 @@ static status allocate(step_program *p, errbuf *err)
 
 status step_program_init(step_program *p, errbuf *err)
 {
-    const char *each = getenv("RINGMASTER_CUDA_SYNC");
+    const char *sync = getenv("RINGMASTER_CUDA_SYNC");
     ASSERT(p->segments <= STEP_PROGRAM_MAX && p->slots > STEP_PROGRAM_DEPTH);
-    p->replays = has_graphs(p) && !(each && strcmp(each, "1") == 0);
+    p->replays = has_graphs(p) && !(sync && strcmp(sync, "1") == 0);
+    TRY(comm_wait_timeout(&p->timeout, err));
     TRY(allocate(p, err));
     for (int i = 0; i < STEP_PROGRAM_DEPTH && p->be->ops->event_create; i++)
         TRY(p->be->ops->event_create(p->be, &p->done[i], err));
@@ -106,8 +109,11 @@ static status record(step_program *p, int first, int end, errbuf *err)
     if (st == STATUS_OK && p->comm)
         st = p->comm->ops->settle(p->comm, err);
     status ended = ops->graph_end(p->be, &graph);
+    if (st == STATUS_OK)
+        st = failed(p, ended, err);
+    if (st != STATUS_OK && graph) /* an aborted communicator would wait for it */
+        ops->graph_destroy(&graph);
     TRY(st);
-    TRY(failed(p, ended, err));
     p->graph[first] = graph;
     return STATUS_OK;
 }
@@ -121,6 +127,26 @@ static int graph_end_of(const step_program *p, int first)
     return end;
 }
 
+static void log_refusal(const errbuf *why)
+{
+    struct log log;
+    if (log_init(&log, -1, NULL) == STATUS_OK)
+        log_write(&log, LOG_LEVEL_WARN, "steps cannot be replayed and run slower: %s", why->text);
+}
+
+/* No other rank has recorded what this one could not. */
+static bool is_alone(const step_program *p)
+{
+    return !p->comm || strcmp(p->comm->ops->name, "nccl") != 0;
+}
+
+static status run_from(step_program *p, int first, errbuf *err)
+{
+    for (int i = first; i < p->segments; i++)
+        TRY(p->segment[i].run(p->ctx, err));
+    return STATUS_OK;
+}
+
 static status run_segments(step_program *p, errbuf *err)
 {
     const bool replay = p->replays && p->launched >= RECORD_AT_STEP;
@@ -131,8 +157,17 @@ static status run_segments(step_program *p, errbuf *err)
             i++;
             continue;
         }
-        if (!p->graph[i])
-            TRY(record(p, i, end, err));
+        if (!p->graph[i]) {
+            errbuf refused = {0};
+            status st = record(p, i, end, &refused);
+            if (st != STATUS_OK && is_alone(p)) { /* nothing has run: run it as it is called */
+                p->replays = false;
+                log_refusal(&refused);
+                return run_from(p, i, err);
+            }
+            if (st != STATUS_OK)
+                return errbuf_set(err, st, "%s", refused.text);
+        }
         TRY(failed(p, p->be->ops->graph_launch(p->graph[i]), err));
         i = end;
     }
@@ -156,7 +191,8 @@ status step_program_run(step_program *p, errbuf *err)
 
 static status wait_event(step_program *p, backend_event *event, errbuf *err)
 {
-    double checked = clock_seconds();
+    const double begin = clock_seconds();
+    double checked = begin;
     for (int64_t polls = 0;; polls++) {
         bool is_done = false;
         TRY(failed(p, p->be->ops->event_done(event, &is_done), err));
@@ -168,10 +204,17 @@ static status wait_event(step_program *p, backend_event *event, errbuf *err)
         }
         const struct timespec pause = {0, SLEEP_NS};
         nanosleep(&pause, NULL);
-        if (p->comm && clock_seconds() - checked > CHECK_SECONDS) {
+        const double now = clock_seconds();
+        if (now - checked < CHECK_SECONDS)
+            continue;
+        checked = now;
+        if (p->comm)
             TRY(p->comm->ops->check(p->comm, p->waited, err));
-            checked = clock_seconds();
-        }
+        if (now - begin > p->timeout)
+            return errbuf_set(err, STATUS_ENVIRONMENT,
+                              "the device has not finished step %llu within %g s: it is stuck or "
+                              "lost (nvidia-smi, dmesg), or RINGMASTER_PEER_TIMEOUT is too short",
+                              (unsigned long long)p->waited, p->timeout);
     }
 }
 

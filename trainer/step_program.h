@@ -6,7 +6,9 @@
  * comes out through one slot of `out` and `out_sums`, all in shared memory; the step_control on the
  * device counts the steps. A program is cut into segments; neighbours that can be recorded become
  * one graph (a step over NCCL is one graph, over MPI two with the host's collective between). The
- * first step is run as it is called, so that libraries load what they need; the second is recorded.
+ * first step is run as it is called, so that libraries load what they need; the second is
+ * recorded. Where recording is refused (a library that cannot be captured) that is logged, and
+ * steps go on as they are called.
  *
  * At most step_program_depth steps are under way: 1 where ops run as they are called, else 2. The
  * host waits for events, with a check for lost peers, never inside a launch.
@@ -33,6 +35,7 @@ typedef struct step_program {
     int segments;
     void *ctx;
     int shards, slots;     /* sums a step; steps whose output is kept */
+    double timeout;        /* seconds that the host waits for a step */
     bool replays;          /* false: run as called (no graphs, or RINGMASTER_CUDA_SYNC) */
     step_control *control; /* device */
     loss_sums *sums;       /* device: [shards] */

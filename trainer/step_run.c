@@ -250,7 +250,9 @@ static status own_failure(stepper *s, uint64_t step, const step_output *out, err
     char origin[200];
     if (s->mine.code != STATUS_OK)
         return errbuf_set(err, s->mine.code, "%s", s->mine.text);
-    if (!(out->failures & (STEP_LOSS | STEP_REFUSED | STEP_GRADIENT)))
+    /* A sum that is not finite is everybody's, where no rank has said that it is its own. */
+    if (!(out->failures & (STEP_LOSS | STEP_REFUSED)) &&
+        !(out->failures & STEP_GRADIENT && out->errors == 0))
         return STATUS_OK;
     name_origin(s, origin, sizeof origin);
     const loss_sums *sums = step_program_sums(&s->train, step);
@@ -319,7 +321,9 @@ status stepper_run(stepper *s, feed *f, double lr, bool stop, errbuf *err)
     const bool waits = !s->o.be->ops->host_memory;
     step_input *in = step_program_input(p);
     int64_t *skipped = s->skipped + p->launched % STEP_SLOTS * (uint64_t)s->shards_local;
-    s->feed = f;
+    if (s->train_feed != f) /* recorded with the feed's addresses */
+        step_program_drop_graphs(p);
+    s->train_feed = s->feed = f;
     s->control = p->control;
     if (waits && s->mine.code == STATUS_OK) {
         double begin = clock_seconds();

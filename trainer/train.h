@@ -47,6 +47,7 @@ typedef struct train_run {
     bool has_folder;
     stepper_state host; /* host copies of what a checkpoint holds */
     train_state state;
+    int64_t saved_step; /* of the last checkpoint of this attempt; 0 = none */
     int64_t total_steps, first_step;
     eval_figures final;
     bool has_begun; /* the state stands: figures mean something */

@@ -79,6 +79,8 @@ static status save(train_run *run, errbuf *err)
     run->checkpoint_due = false;
     status st = run->has_folder ? write_checkpoint(run, err) : STATUS_OK;
     st = settle(run, st, err);
+    if (st == STATUS_OK)
+        run->saved_step = run->state.step;
     beat(run, ATTEMPT_TRAINING);
     return st;
 }
@@ -298,7 +300,7 @@ status train_loop(train_run *run, bool *ret_stopped, errbuf *err)
     *ret_stopped = stop && run->state.step < run->total_steps;
     if (*ret_stopped) {
         run->train_seconds += clock_seconds() - run->epoch_began;
-        return save(run, err);
+        return run->saved_step == run->state.step ? STATUS_OK : save(run, err);
     }
     if (run->has_final)
         return STATUS_OK;

@@ -22,8 +22,9 @@ static const char *const side_names[BN_SIDES] = {
 static void key_of(const backend_bn *b, char key[KEY_SIZE])
 {
     const shape x = b->d.x;
-    snprintf(key, KEY_SIZE, "bn%s%s %s n%d c%d h%d w%d", b->d.residual ? "+add" : "",
-             b->d.relu ? "+relu" : "", cuda_is_bf16(b->be) ? "bf16" : "fp32", x.n, x.c, x.h, x.w);
+    snprintf(key, KEY_SIZE, "bn%s%s%s %s n%d c%d h%d w%d", b->d.residual ? "+add" : "",
+             b->d.gradients == 2 ? "+two" : "", b->d.relu ? "+relu" : "",
+             cuda_is_bf16(b->be) ? "bf16" : "fp32", x.n, x.c, x.h, x.w);
 }
 
 status cuda_bn_take_plan(cuda_backend *be, const cJSON *plan, errbuf *err)
@@ -173,7 +174,7 @@ static void close_race(race *r)
     (void)cudaGetLastError(); /* memory that did not suffice is no error of a later call */
 }
 
-/* A forward pass and both kinds of backward pass. */
+/* A forward pass and the kinds of backward pass that will be asked for. */
 static status run_passes(const race *r)
 {
     float *dy2[] = {NULL, tensor_at(r, RACE_DY2)};
@@ -181,7 +182,8 @@ static status run_passes(const race *r)
                               vector_at(r, RACE_GAMMA), vector_at(r, RACE_BETA),
                               tensor_at(r, RACE_Y), vector_at(r, RACE_SAVED),
                               vector_at(r, RACE_STATS)));
-    for (int two = 0; two < 2; two++)
+    const int asked = r->b->d.gradients;
+    for (int two = asked == 2; two < (asked == 1 ? 1 : 2) && asked >= 0; two++)
         TRY(cuda_bn_backward(
             r->b, tensor_at(r, RACE_X), tensor_at(r, RACE_Y), vector_at(r, RACE_GAMMA),
             vector_at(r, RACE_SAVED), tensor_at(r, RACE_DY1), dy2[two], tensor_at(r, RACE_DZ),
@@ -217,6 +219,8 @@ bn_sides bn_fastest(backend_bn *b)
     race r = {.b = b};
     float ms[BN_SIDES][ROUNDS];
     bool usable[BN_SIDES] = {false};
+    if (b->d.gradients < 0) /* training decides how a shape is done */
+        return b->sides;
     int best = -1;
     const bool is_open = open_race(&r);
     for (int i = 0; is_open && i < BN_SIDES; i++)

@@ -333,7 +333,7 @@ static void nccl_close(comm_device *c)
 {
     comm_nccl *n = nccl_of(c);
     if (n->nccl && (n->failed || !finalize(n)))
-        (void)abort_nccl(n, NULL, NULL);
+        n->base.options.be->dead |= !abort_nccl(n, NULL, NULL);
     free(n);
 }
 
@@ -510,6 +510,8 @@ status comm_nccl_open(const comm_device_options *options, comm_device **ret, err
     n->failed = true;
     if (abort_nccl(n, NULL, NULL))
         drop_probe(n);
+    else
+        options->be->dead = true;
 failed:
     free(n);
     return st;

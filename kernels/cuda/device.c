@@ -157,6 +157,7 @@ static status open_device(cuda_backend *be, errbuf *err)
     struct cudaDeviceProp p;
     int device = 0;
     TRY(choose_device(&be->base.options, &device, err));
+    be->base.options.device = device; /* NCCL's threads ask for it */
     snprintf(be->device_name, sizeof be->device_name, "device %d", device);
     cudaError_t error = cudaGetDeviceProperties(&p, device);
     if (error != cudaSuccess)

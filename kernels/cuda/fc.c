@@ -1,6 +1,7 @@
 /*
- * The fully connected layer, all in fp32: a 1x1 convolution on 1x1 images, through cuDNN straight
- * on the parameter vector; where cuDNN has no engine, through the direct kernels.
+ * The fully connected layer, on fp32 memory (products in TF32 where the backend may): a 1x1
+ * convolution on 1x1 images, through cuDNN straight on the parameter vector; where cuDNN has no
+ * engine, through the direct kernels.
  *
  * cuDNN's plans rely on 16-byte alignment. Matrices of a step have it; the weights and their
  * gradient lie at any element of the parameter vector, so where they are not aligned they go

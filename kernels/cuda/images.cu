@@ -158,6 +158,8 @@ static __global__ void from_set_kernel(image_set set, const step_control *c, int
 {
     SHARED(image_source, from, 1);
     const int64_t image = blockIdx.x;
+    if (c->halted) /* the whole grid alike */
+        return;
     if (threadIdx.x == 0) {
         from[0] = choose_image(set, c->in.epoch, c->in.first + (uint64_t)(row + image), end);
         if (blockIdx.y == 0)
@@ -194,6 +196,8 @@ static __global__ void from_bytes_kernel(const uint8_t *bytes, const int32_t *st
                                          int32_t *labels)
 {
     const int64_t image = blockIdx.x;
+    if (c->halted)
+        return;
     const int64_t staged = (int64_t)(c->step % (uint64_t)slots) * slot_rows + row + image;
     image_source from = {nullptr, staged_labels[staged], {0, 0, 0}};
     if (from.label >= 0)

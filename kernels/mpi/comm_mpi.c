@@ -251,11 +251,11 @@ static void leave_after(comm_mpi *m)
 static void mpi_close(comm *c)
 {
     comm_mpi *m = (comm_mpi *)c;
-    const bool lost = c->lost;
-    if (lost)
+    if (c->lost) { /* words on their way still use this memory */
         leave_after(m);
-    else
-        close_words(m);
+        return;
+    }
+    close_words(m);
     free(m->peers);
     free(m->sent);
     free(m->received);
@@ -265,8 +265,7 @@ static void mpi_close(comm *c)
     free(m->counts);
     free(m->offsets);
     free(m);
-    if (!lost)
-        MPI_Finalize(); /* waits for all */
+    MPI_Finalize(); /* waits for all */
 }
 
 /* Element range of `rank`'s part of a piece of `count`. */

@@ -62,6 +62,20 @@ START_TEST(bad_settings)
 }
 END_TEST
 
+/* Without a GPU: the spec is right, the machine is not. Corrected, it runs in the same folder. */
+START_TEST(precision_of_another_machine)
+{
+    if (exists("/dev/nvidiactl"))
+        return;
+    process p = TRAIN("train.precision=bf16", "backend.name=auto");
+    ASSERT_ERROR(&p, 2, "train.precision bf16", "GPU");
+    assert_untouched();
+    p = TRAIN("backend.name=cuda");
+    ck_assert_int_ne(p.code, 0);
+    assert_untouched();
+}
+END_TEST
+
 START_TEST(bad_files)
 {
     static const char *const cases[][3] = {
@@ -398,6 +412,7 @@ int main(void)
     TCase *tcase = process_case("specs", setup_job);
     tcase_add_test(tcase, bad_settings);
     tcase_add_test(tcase, bad_files);
+    tcase_add_test(tcase, precision_of_another_machine);
     tcase_add_test(tcase, ring_larger_than_memory);
     tcase_add_test(tcase, activations_larger_than_memory);
     tcase_add_test(tcase, out_is_a_file);

@@ -55,6 +55,21 @@ START_TEST(devices_that_will_not_do)
 }
 END_TEST
 
+/* More ranks than devices, each alone: they share; NCCL asks for the device that it became. */
+START_TEST(devices_are_shared)
+{
+    backend_options options = plain;
+    backend *be = NULL;
+    errbuf err = {0};
+    options.device = 5;
+    options.share_devices = true;
+    simt_set_device((simt_device){2, 9, 0, cudaSuccess});
+    ck_assert_msg(cuda()->open(&options, &be, &err) == STATUS_OK, "%s", err.text);
+    ck_assert_int_eq(be->options.device, 1);
+    cuda()->close(be);
+}
+END_TEST
+
 START_TEST(options_that_will_not_do)
 {
     backend_options options = plain;
@@ -400,6 +415,7 @@ int main(void)
     Suite *suite = suite_create("device");
     TCase *tc = tcase_create("device");
     tcase_add_loop_test(tc, devices_that_will_not_do, 0, 7);
+    tcase_add_test(tc, devices_are_shared);
     tcase_add_test(tc, options_that_will_not_do);
     tcase_add_loop_test(tc, plan_there_and_back, 0, 3);
     tcase_add_test(tc, memory_that_runs_out);

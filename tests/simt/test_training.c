@@ -174,6 +174,54 @@ START_TEST(feeds_agree)
 }
 END_TEST
 
+/* A resumed epoch: the loss of its third step on, whatever brings the images. */
+START_TEST(epochs_begin_anywhere)
+{
+    static const char *const names[] = {"cuda", "cuda", "reference"};
+    double loss[3];
+    for (int i = 0; i < 3; i++) {
+        sample_sums sums = {0};
+        if (i == 1)
+            setenv("RINGMASTER_FEED", "staged", 1);
+        rig *r = OPEN(names[i], 1, "data.augment=crop", "train.shard=4");
+        unsetenv("RINGMASTER_FEED");
+        OK(feed_start(r->s.train, 1, 2, &oops));
+        step(r, 0);
+        step(r, 0);
+        OK(stepper_collect(r->s.step, &sums, &loss[i], &oops));
+        close_rig(r);
+    }
+    ck_assert(loss[0] == loss[1]);
+    ck_assert_double_eq_tol(loss[0], loss[2], 1e-4);
+}
+END_TEST
+
+/* The set does not fit: its images are brought step by step, with the same bits. */
+START_TEST(full_devices_stage)
+{
+    rig *r = OPEN("cuda", 1, "data.augment=crop");
+    backend *be = r->s.be;
+    feed *f = NULL;
+    const loader_options images = {.set = r->s.train_set,
+                                   .split = SPLIT_TRAIN,
+                                   .size = 8,
+                                   .augment = AUGMENT_CROP,
+                                   .normalise = NORMALISE_NONE,
+                                   .seed = 1,
+                                   .batch = 8,
+                                   .shard = 8,
+                                   .world = 1,
+                                   .threads = 1};
+    const feed_options o = {.loader = images, .be = be, .lanes = 1};
+    simt_fail_allocation(3); /* after the levels and the labels: the pixels */
+    OK(feed_create(&o, &f, &oops));
+    ck_assert_str_eq(feed_kind(f), "staged");
+    feed_destroy(&f);
+    close_rig(r);
+    ck_assert_int_eq(simt_live_allocations(), 0);
+}
+END_TEST
+
 /* After the second step neither device nor pinned memory is taken, and kernels do run. */
 START_TEST(nothing_is_allocated)
 {
@@ -284,6 +332,7 @@ int main(void)
         {graphs_change_no_bits, "graphs", 2},        {feeds_agree, "feeds", 1},
         {nothing_is_allocated, "allocations", 2},    {stop_takes_two_steps, "stop", 1},
         {failure_names_the_layer, "failure", 2},     {device_memory_runs_out, "memory", 1},
+        {epochs_begin_anywhere, "epochs", 1},        {full_devices_stage, "full", 1},
     };
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         TCase *tc = tcase_create(tests[i].name); /* CK_RUN_CASE runs one */

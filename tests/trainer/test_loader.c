@@ -439,6 +439,37 @@ START_TEST(signals_stay_with_the_training_loop)
 }
 END_TEST
 
+/* Bytes are what the floats were before the levels: whole images, crops and black borders. */
+START_TEST(bytes_become_the_floats)
+{
+    static const int ways[] = {AUGMENT_NONE, AUGMENT_CROP, AUGMENT_RRC};
+    dataset *set = open_synthetic(48);
+    float level[3][256];
+    loader_options o = options_for(set);
+    o.augment = ways[_i];
+    loader_levels(&o, level);
+    loader *floats = make_loader(&o);
+    o.bytes = true;
+    loader *bytes = make_loader(&o);
+    assert_ok(loader_start(floats, 3, 0, &err));
+    assert_ok(loader_start(bytes, 3, 0, &err));
+    for (int64_t k = 0; k < loader_shards(floats); k++) {
+        loader_shard a, b;
+        assert_ok(loader_next(floats, &a, &err));
+        assert_ok(loader_next(bytes, &b, &err));
+        ck_assert(a.images && !a.bytes && b.bytes && !b.images);
+        ck_assert_mem_eq(a.labels, b.labels, (size_t)o.shard * sizeof *a.labels);
+        for (int64_t i = 0; i < o.shard * PIXELS; i++)
+            ck_assert(a.images[i] == level[i % PIXELS / (SIDE * SIDE)][b.bytes[i]]);
+        loader_release(floats, &a);
+        loader_release(bytes, &b);
+    }
+    loader_destroy(&floats);
+    loader_destroy(&bytes);
+    dataset_close(&set);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("loader");
@@ -454,6 +485,7 @@ int main(void)
     tcase_add_loop_test(contents, evaluation_covers_each_sample_once_in_order_and_pads_with_zeros,
                         0, 8);
     tcase_add_test(contents, a_rank_beyond_the_last_evaluation_shard_gets_none);
+    tcase_add_loop_test(contents, bytes_become_the_floats, 0, 3);
     tcase_add_test(contents, signals_stay_with_the_training_loop);
     suite_add_tcase(suite, contents);
     TCase *bad = tcase_create("bad input");

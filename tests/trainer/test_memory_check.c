@@ -144,6 +144,25 @@ START_TEST(a_run_is_what_info_says_and_more)
 }
 END_TEST
 
+/* Of a run on a device the host keeps copies for checkpoints, and bytes of images. */
+START_TEST(a_device_takes_little_of_the_host)
+{
+    run.train_images = 50000;
+    memory_need host = estimate();
+    run.on_device = true;
+    memory_need need = estimate();
+    ck_assert_double_eq(need.part[MEMORY_WEIGHTS] + need.part[MEMORY_ACTIVATIONS], 0);
+    ck_assert_double_eq(need.part[MEMORY_PARAMS], 8 * (PARAMS + STATS) + 4 * PARAMS);
+    ck_assert_double_eq(need.part[MEMORY_LOADERS], 3.0 * 32 * 32 * 4 * 128);
+    ck_assert_double_lt(need.total, host.total / 4);
+    job.train.exact = true;
+    job.resources.threads = 8;
+    job.train.shard = 32;
+    ck_assert_int_eq(memory_lanes(&job, true), 1);
+    ck_assert_int_eq(memory_lanes(&job, false), 4);
+}
+END_TEST
+
 /* A job that has run: bench's peak was 927 MB, cifar10's with its images 1.1 GB. */
 START_TEST(the_default_job_fits_into_what_it_took)
 {
@@ -311,6 +330,7 @@ int main(void)
     tcase_add_test(host, old_control_groups_are_read_too);
     tcase_add_checked_fixture(need, make_job, free_job);
     tcase_add_test(need, a_run_is_what_info_says_and_more);
+    tcase_add_test(need, a_device_takes_little_of_the_host);
     tcase_add_test(need, the_default_job_fits_into_what_it_took);
     tcase_add_test(need, ranks_of_the_host_count_together);
     tcase_add_test(need, shards_lanes_and_exact_sums);

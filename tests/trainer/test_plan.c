@@ -136,6 +136,37 @@ static status played_gather(comm *c, const void *mine, int64_t bytes, void *all,
     return STATUS_OK;
 }
 
+START_TEST(cache_folders)
+{
+    static const struct {
+        const char *given, *xdg, *home, *expect;
+    } rows[] = {
+        {"/a/b", "/x", "/h", "/a/b"},
+        {"", "/x", "/h", ""},
+        {NULL, "/x", "/h", "/x/ringmaster/plans"},
+        {NULL, "x", "/h", "/h/.cache/ringmaster/plans"},
+        {NULL, NULL, "/h", "/h/.cache/ringmaster/plans"},
+        {NULL, NULL, NULL, ""},
+    };
+    static const char *const names[] = {"RINGMASTER_CACHE", "XDG_CACHE_HOME", "HOME"};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char *values[] = {rows[i].given, rows[i].xdg, rows[i].home};
+        char path[40];
+        for (int k = 0; k < 3; k++)
+            if (values[k])
+                setenv(names[k], values[k], 1);
+            else
+                unsetenv(names[k]);
+        plan_cache_folder(path, sizeof path);
+        ck_assert_str_eq(path, rows[i].expect);
+    }
+    char small[8];
+    setenv("RINGMASTER_CACHE", "/too/long", 1);
+    plan_cache_folder(small, sizeof small);
+    ck_assert_str_eq(small, "");
+}
+END_TEST
+
 START_TEST(sharing)
 {
     static const comm_ops ops = {.broadcast = played_broadcast, .all_gather = played_gather};
@@ -166,6 +197,7 @@ int main(void)
     tcase_add_test(tcase, plan_of_exact_mode);
     tcase_add_test(tcase, plan_files);
     tcase_add_test(tcase, sharing);
+    tcase_add_test(tcase, cache_folders);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

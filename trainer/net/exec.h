@@ -68,10 +68,11 @@ CHECK_RESULT status net_exec_backward(net_exec *e, int lane, const float *params
  * `grad`. Inside run_lanes (one thread) or outside (all), same bits. */
 CHECK_RESULT status net_exec_reduce(net_exec *e, int lane, float *grad);
 
-/* After a training pass whose loss or gradient was not finite: finds where that began. The forward
- * pass is run again on the lane's input, node by node, then the backward pass; the first node that
- * makes a value that is not finite is named ("layer1.0.bn1, forward"), or the parameter that holds
- * one before ("parameter fc.weight"). "" where all is finite. Slow: for the last words of a run. */
+/* After a training pass whose loss or gradient was not finite: finds where that began. A
+ * parameter that holds such a value is named ("parameter fc.weight"); else the forward pass is run
+ * again on the lane's input, and the first node that makes one is named ("layer1.0.bn1, forward");
+ * else the last parameter in order whose gradient in `grad` holds one ("the gradient of fc.bias").
+ * "" where all is finite. Slow: for the last words of a run. */
 CHECK_RESULT status net_exec_blame(net_exec *e, int lane, const float *params, float *stats,
                                    float *grad, char *ret_where, size_t size, errbuf *err);
 

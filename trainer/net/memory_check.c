@@ -139,8 +139,13 @@ static double loader_bytes(const memory_run *run, int lanes, int64_t images)
     const spec *s = run->spec;
     const int64_t depth = 2 * lanes > run->loader_depth ? 2 * lanes : run->loader_depth;
     const int64_t shards = images / s->train.shard / s->resources.workers;
-    return (double)sizeof(float) * 3 * (double)s->data.size * (double)s->data.size *
-           (double)s->train.shard * (double)(shards < depth ? shards : depth);
+    const double pixels = 3.0 * (double)s->data.size * (double)s->data.size;
+    if (run->on_device) { /* bytes of two steps, and of two more on their way */
+        const int64_t step = s->train.batch / s->resources.workers;
+        return pixels * 4 * (double)(images < step ? images : step);
+    }
+    return (double)sizeof(float) * pixels * (double)s->train.shard *
+           (double)(shards < depth ? shards : depth);
 }
 
 /* Of one rank. */
