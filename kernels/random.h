@@ -38,6 +38,8 @@ RING_INLINE random_stream random_open(uint64_t seed, enum random_purpose purpose
     s.purpose = 0x44415400u | (uint32_t)purpose;
     s.block = 0;
     s.left = 0;
+    for (int i = 0; i < 4; i++)
+        s.words.word[i] = 0;
     return s;
 }
 

@@ -44,8 +44,8 @@ static cudnnStatus_t get(descriptor from, cudnnBackendAttributeName_t name,
 static cudnnStatus_t read_engine(descriptor config, descriptor engine, dnn_candidate *ret)
 {
     int64_t count = 0, notes = 0, behaviours = 0;
-    cudnnBackendNumericalNote_t note[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
-    cudnnBackendBehaviorNote_t behaviour[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT];
+    cudnnBackendNumericalNote_t note[CUDNN_NUMERICAL_NOTE_TYPE_COUNT] = {0};
+    cudnnBackendBehaviorNote_t behaviour[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT] = {0};
     cudnnStatus_t st =
         get(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &engine);
     if (st == CUDNN_STATUS_SUCCESS)

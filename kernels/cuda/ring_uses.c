@@ -306,9 +306,10 @@ static bool reserve(void *list, int64_t count, size_t size)
     void *old, *grown;
     memcpy(&old, list, sizeof old);
     grown = realloc(old, (size_t)(count + 1) * size);
-    if (grown)
-        memcpy(list, &grown, sizeof grown);
-    return grown != NULL;
+    if (!grown)
+        return false;
+    memcpy(list, &grown, sizeof grown);
+    return true;
 }
 
 /* Room for what cutting this group adds, before its uses are counted. */
