@@ -95,17 +95,17 @@ status cuda_report(cuda_backend *be, status st, errbuf *err);
 /* device.c */
 bool cuda_available(void);
 CHECK_RESULT status cuda_open(const backend_options *options, backend **ret_be, errbuf *err);
-void cuda_close(backend *be);
+void cuda_close(backend *base);
 CHECK_RESULT status cuda_describe(backend *be, struct cJSON **ret_plan, errbuf *err);
 const char *cuda_last_error(const backend *be);
 CHECK_RESULT status cuda_alloc(backend *be, size_t bytes, void **ret, errbuf *err);
-void cuda_release(backend *be, void *memory);
+void cuda_release(backend *base, void *memory);
 CHECK_RESULT status cuda_upload(backend *be, void *to, const void *from, size_t bytes);
 CHECK_RESULT status cuda_download(backend *be, void *to, const void *from, size_t bytes);
 CHECK_RESULT status cuda_copy(backend *be, void *to, const void *from, size_t bytes);
 CHECK_RESULT status cuda_zero(backend *be, void *memory, size_t bytes);
 CHECK_RESULT status cuda_alloc_shared(backend *be, size_t bytes, void **ret, errbuf *err);
-void cuda_release_shared(backend *be, void *memory);
+void cuda_release_shared(backend *base, void *memory);
 CHECK_RESULT status cuda_run_lanes(backend *be, int count, status (*fn)(void *ctx, int lane),
                                    void *ctx);
 CHECK_RESULT status cuda_graph_begin(backend *be);

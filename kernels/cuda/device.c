@@ -34,6 +34,7 @@ status cuda_fail(cuda_backend *be, status st, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
+    /* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): va_start is the line above */
     vsnprintf(be->error, sizeof be->error, format, args);
     va_end(args);
     be->spoilt = true;

@@ -15,13 +15,12 @@ static status out_of_memory(errbuf *err)
 /* From O,I,H,W to KRSC; padding is zero weights. */
 static void fill_table(const backend_weights *w, const uint32_t *entries, uint32_t *table)
 {
-    const int threads = w->be->base.options.threads;
     for (int n = 0; n < w->kernels; n++) {
         const cuda_kernel *k = &w->kernel[n];
         const int64_t spots = (int64_t)k->shape.kh * k->shape.kw, in = k->shape.in;
         const uint32_t *from = entries + k->first_entry;
         uint32_t *to = table + k->at;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(w->be->base.options.threads) schedule(static)
         for (int64_t row = 0; row < k->shape.out * spots; row++) {
             const uint32_t *entry = from + row / spots * in * spots + row % spots;
             for (int64_t i = 0; i < k->channels; i++)
@@ -76,7 +75,7 @@ static status make_shadows(backend_weights *w, const weight_source *sources, err
 static bool all_equal(const float *scale, int count)
 {
     for (int o = 1; o < count; o++)
-        if (memcmp(&scale[o], &scale[0], sizeof *scale) != 0)
+        if (scale[o] != scale[0])
             return false;
     return true;
 }

@@ -136,11 +136,19 @@ static float scale_of(const lists *b, int kernel, int o)
     return b->sources[kernel].scale ? b->sources[kernel].scale[o] : 1.0f;
 }
 
-/* The scale's number; -1 where the palette is full. */
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* The scale's number; -1 where the palette is full. By bits: -0, or a NaN, is a scale like others.
+ */
 static int find_colour(lists *b, float scale, int room)
 {
     int c = 0;
-    while (c < b->w->words.colours && memcmp(&b->palette[c], &scale, sizeof scale) != 0)
+    while (c < b->w->words.colours && bits_of(b->palette[c]) != bits_of(scale))
         c++;
     if (c == room)
         return -1;
@@ -230,8 +238,7 @@ static void walk_share(lists *b, const group *g, const share *s)
 
 static void walk(lists *b, const group *g, bool place)
 {
-    const int threads = b->w->be->base.options.threads;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(b->w->be->base.options.threads)
     {
         const int64_t n = g->elements, of = omp_get_num_threads(), t = omp_get_thread_num();
         share s = {.first = n * t / of, .stride = place && g->sliced ? RING_SLICE : 1};
