@@ -58,7 +58,7 @@ differ once bf16
 train 0 tf32 train.precision=tf32
 
 # A loss that runs away: step and layer, one line.
-train 4 away rpg.init_std=1e30
+train 4 away train.lr=1000 rpg.init_std=1000 train.exact=true train.epochs=40
 says 'not finite'
 says 'step '
 [[ $(grep -c '^ringtrain train: ' output) == 1 ]] || fail 'not one line'
