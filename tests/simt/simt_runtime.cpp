@@ -272,8 +272,8 @@ cudaError_t cudaPeekAtLastError(void)
 
 cudaError_t cudaGetDeviceCount(int *count)
 {
-    const char *hidden = getenv("RINGMASTER_TEST_NO_DEVICE"); /* for whole programs */
-    if (hidden && strcmp(hidden, "1") == 0)
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    if (visible && visible[0] == '\0')
         return simt_error(cudaErrorNoDevice);
     if (r.device.error != cudaSuccess)
         return simt_error(r.device.error);

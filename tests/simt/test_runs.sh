@@ -41,16 +41,23 @@ same once killed
 [[ -d killed/attempt-2 ]] || fail 'it was not resumed'
 
 # A checkpoint of one backend goes on with the other, where that is wanted. backend.name is a part
-# of the job, so both runs ask for auto; RINGMASTER_TEST_NO_DEVICE hides the device from the first.
-for hidden in 0 1; do
-    RINGMASTER_TEST_NO_DEVICE=$hidden train 0 "from-$hidden"
-    loses "from-$hidden" 10
-    RINGMASTER_TEST_NO_DEVICE=$((1 - hidden)) train 2 "from-$hidden"
+# of the job, so both runs ask for auto; "hidden" hides the device.
+visible() {
+    export CUDA_VISIBLE_DEVICES=
+    [[ $1 == hidden ]] || CUDA_VISIBLE_DEVICES=0
+}
+for pair in shown:hidden hidden:shown; do
+    visible "${pair%:*}"
+    train 0 "$pair"
+    loses "$pair" 10
+    visible "${pair#*:}"
+    train 2 "$pair"
     says 'another plan'
-    RINGMASTER_TEST_NO_DEVICE=$((1 - hidden)) train 0 "from-$hidden" backend.on_plan_change=continue
+    train 0 "$pair" backend.on_plan_change=continue
     says 'going on under another plan'
-    grep -q '"step":10' <(tr -d '[:space:]' <"from-$hidden/attempt-3/run.json") || fail 'not resumed at step 10'
+    grep -q '"step":10' <(tr -d '[:space:]' <"$pair/attempt-3/run.json") || fail 'not resumed at step 10'
 done
+visible shown
 
 # Precisions are trained, and said.
 train 0 bf16 train.precision=bf16
