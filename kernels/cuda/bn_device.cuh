@@ -56,22 +56,6 @@ static __device__ __forceinline__ bn_place place_of(const bn_layout &l, bool bac
     return p;
 }
 
-template <int V, typename T> static __device__ __forceinline__ void load(const T *from, float *to)
-{
-    if (V == BN_VECTOR)
-        load8(from, to);
-    else
-        to[0] = to_float(from[0]);
-}
-
-template <int V, typename T> static __device__ __forceinline__ void store(T *to, const float *from)
-{
-    if (V == BN_VECTOR)
-        store8(to, from);
-    else
-        to[0] = from_float<T>(from[0]);
-}
-
 /* ---- sums over rows ---- */
 
 /* Sums of a block's threads to partial[sum][channel][chunk]. Reached by all threads. */

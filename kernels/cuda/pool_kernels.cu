@@ -21,22 +21,6 @@ enum {
     POOL_VECTOR = 8
 };
 
-template <int V, typename T> static __device__ __forceinline__ void load(const T *from, float *to)
-{
-    if (V == POOL_VECTOR)
-        load8(from, to);
-    else
-        to[0] = to_float(from[0]);
-}
-
-template <int V, typename T> static __device__ __forceinline__ void store(T *to, const float *from)
-{
-    if (V == POOL_VECTOR)
-        store8(to, from);
-    else
-        to[0] = from_float<T>(from[0]);
-}
-
 /* V places, moved at once. */
 template <int V> struct alignas(V) pool_places {
     uint8_t at[V];

@@ -122,6 +122,23 @@ template <typename T> static __device__ __forceinline__ void store8(T *to, const
     *(eight<T> *)(void *)to = e;
 }
 
+/* V elements, 8 or 1: for kernels that are made for both. */
+template <int V, typename T> static __device__ __forceinline__ void load(const T *from, float *to)
+{
+    if (V == 8)
+        load8(from, to);
+    else
+        to[0] = to_float(from[0]);
+}
+
+template <int V, typename T> static __device__ __forceinline__ void store(T *to, const float *from)
+{
+    if (V == 8)
+        store8(to, from);
+    else
+        to[0] = from_float<T>(from[0]);
+}
+
 /* ---- sums ---- */
 
 /* Lane 0 gets the sum of the warp's values. */
